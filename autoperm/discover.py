@@ -1,0 +1,188 @@
+"""Graph and rules to a specification: the compiler's middle.
+
+Every value of the graph gets one term for each of its axes. Each call's rule equates terms, once: what is learnt later
+reaches back through the union-find. Model inputs and outputs are pinned. Then families settle
+(:mod:`autoperm.presence`), and each parameter's terms are written as a pattern.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from . import rules
+from .axes import Misfit, Pin, Term, broadcast, constant, factor, pin
+from .errors import SignatureError
+from .graph import Call, Graph, Value, Where
+from .rules.bind import Binding, fresh
+from .rules.shape import Axes
+from .signature import parse
+from .spec import PermutationSpec
+from .write import write_spec
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """An operation without a rule, all axes of which were pinned."""
+
+    op: str
+    where: Where
+    operands: tuple[str, ...]
+    advice: str
+
+    def __str__(self) -> str:
+        shapes = "\n    ".join(self.operands)
+        return f"{self.op}\n    {self.where}\n    {shapes}\n    {self.advice}"
+
+
+def discover(graph: Graph) -> PermutationSpec:
+    """Find which units of a traced model may be permuted without changing what it computes.
+
+    Args:
+        graph: a traced model.
+
+    Returns:
+        The specification: one pattern for each parameter and floating-point buffer, one entry for each factor.
+    """
+    return _Discovery(graph).run()
+
+
+class _Discovery:
+    """The state of one discovery; also the context that shape rules see."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.graph = graph
+        self.terms: dict[Value, Axes] = {}
+        self.tensors: list[Axes] = []
+        self.unknown: list[Unknown] = []
+        self.call: Call | None = None
+
+    def run(self) -> PermutationSpec:
+        for name, value in self.graph.tensors.items():
+            if value not in self.terms:
+                self._define(value, fresh(value.shape, None))
+            if not value.used:
+                self._pin_value(value, Pin("the traced path never uses it"))
+            elif name in self.graph.overlapping:
+                self._pin_value(value, Pin("it shares memory with another tensor"))
+        for value in self.graph.inputs:
+            self._define(value, fresh(value.shape, Pin(f"model input {value.name}")))
+        for call in self.graph.calls:
+            self.call = call
+            self._apply(call)
+        self.call = None
+        for value in self.graph.outputs:
+            self._pin_value(value, Pin("model output"))
+        return write_spec(self.graph, self.tensors, self.unknown)
+
+    def _pin_value(self, value: Value, why: Pin) -> None:
+        for term in self.axes(value):
+            pin(term, why)
+
+    def _define(self, value: Value, axes: Axes) -> None:
+        self.terms[value] = axes
+        self.tensors.append(axes)
+
+    def axes(self, value: Value) -> Axes:
+        if value not in self.terms:
+            self._define(value, _constant_axes(value))
+        return self.terms[value]
+
+    # --- what shape rules may ask
+
+    @property
+    def result(self) -> Value:
+        result = self.results[0]
+        if result is None:
+            raise SignatureError("the call has no tensor result")
+        return result
+
+    @property
+    def results(self) -> Sequence[Value | None]:
+        return self.call.results if self.call is not None else ()
+
+    def pin(self, terms: Sequence[Term], reason: str) -> None:
+        for term in terms:
+            pin(term, Pin(reason, self.call))
+
+    def relate(self, axes: Axes) -> None:
+        self.tensors.append(axes)
+
+    def bind(self, row: str, operands: Sequence[Axes], shapes: Sequence[tuple[int, ...]]) -> list[Axes]:
+        call = self.call
+        binding = Binding(parse(row), lambda: Pin("order matters to the operation", call))
+        binding.operands(operands)
+        results = [binding.read(p, s) for p, s in zip(binding.signature.results, shapes, strict=False)]
+        self.tensors += binding.intermediates()
+        return results
+
+    # --- calls
+
+    def _apply(self, call: Call) -> None:
+        results = [value for value in call.results if value is not None]
+        if not results:
+            return
+        try:
+            found = self._results(call)
+        except (SignatureError, Misfit) as error:
+            found = None
+            advice = f"its rule does not fit this call: {error}"
+        else:
+            advice = ""
+        if found is None or len(found) < sum(value.used for value in results):
+            self._give_up(call, advice)
+            return
+        spare = Pin("a result that is not used")
+        for index, value in enumerate(results):
+            self._define(value, found[index] if index < len(found) else fresh(value.shape, spare))
+
+    def _results(self, call: Call) -> list[Axes] | None:
+        """Return the axes of the results, or None if no rule knows the operation."""
+        row = rules.signature_for(call.op)
+        if row is not None:
+            text = row if isinstance(row, str) else row(*call.args, **call.kwargs)
+            operands = [self.axes(value) for value in call.operands()]
+            if text == "... -> ...":
+                return [list(operands[0])]
+            return self.bind(text, operands, [value.shape for value in call.results if value is not None])
+        rule = rules.rule_for(call.op)
+        if rule is not None:
+            found: Any = rule(self, *call.args, **call.kwargs)
+            return found if found and isinstance(found[0], list) else [found]
+        if rules.is_pointwise(call.op):
+            operands = [self.axes(value) for value in call.operands()]
+            return [broadcast(operands)] if operands else [[constant(n) for n in self.result.shape]]
+        return None
+
+    def _give_up(self, call: Call, problem: str) -> None:
+        """Pin all that an operation touches, and say so if a parameter reaches it."""
+        name = rules.op_name(call.op)
+        why = Pin(f"no rule for {name}" if not problem else f"the rule for {name} does not fit", call)
+        operands = list(dict.fromkeys(call.operands()))
+        for value in operands:
+            for term in self.axes(value):
+                pin(term, why)
+        for value in call.results:
+            if value is not None:
+                self._define(value, fresh(value.shape, why))
+        if any(value.kind not in ("input", "constant") for value in operands):
+            example = ", ".join(" ".join("_" * value.ndim) for value in operands)
+            results = ", ".join(" ".join("_" * v.ndim) for v in call.results if v is not None)
+            code = f'autoperm.register("{name}", "{example} -> {results}")  # replace each _ that may be permuted by a name'
+            self.unknown.append(
+                Unknown(name, call.where, tuple(map(repr, operands)), "; ".join(filter(None, [problem, code])))
+            )
+
+
+def _constant_axes(value: Value) -> Axes:
+    """Axes of values that no parameter feeds: constant where they are all the same, else pinned."""
+    why = Pin("values that do not come from parameters")
+    if value.data is None or value.data.numel() == 0 or value.data.is_meta:
+        return fresh(value.shape, why)
+    data = value.data
+    found: Axes = []
+    for dim, size in enumerate(value.shape):
+        same = size > 1 and bool((data == data.narrow(dim, 0, 1)).all())
+        found.append(constant(size) if same else factor(size, why))
+    return found

@@ -1,0 +1,113 @@
+"""Does a permuted model compute what the original computes? Checked in float64, on copies."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import EquivalenceError, TraceError
+from .spec import PermutationSpec
+
+
+def outputs(model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:
+    """Return the floating-point tensors that a model computes in evaluation mode, in a fixed order.
+
+    The model's mode is restored; gradients are not recorded.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with torch.no_grad():
+            result = model(*inputs, **(kwargs or {}))
+    finally:
+        for module, training in modes:
+            module.training = training
+    return [tensor for tensor in _tensors(result) if tensor.is_floating_point() or tensor.is_complex()]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, "__dataclass_fields__"):
+        for name in value.__dataclass_fields__:
+            yield from _tensors(getattr(value, name))
+
+
+def in_float64(value: Any) -> Any:
+    """Return floating-point tensors in float64, everything else as it is."""
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    if isinstance(value, Mapping):
+        return {key: in_float64(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(in_float64(item) for item in value)
+    return value
+
+
+def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """Return the largest difference of two lists of outputs, relative to the largest value in each."""
+    worst = 0.0
+    for x, y in zip(a, b, strict=True):
+        if x.numel() == 0:
+            continue
+        finite = x.isfinite()
+        if not torch.equal(finite, y.isfinite()):
+            return float("inf")
+        x, y = x[finite], y[finite]
+        if x.numel():
+            worst = max(worst, float((x - y).abs().max() / x.abs().max().clamp_min(1e-30)))
+    return worst
+
+
+def verify(
+    spec: PermutationSpec,
+    model: nn.Module,
+    inputs: Sequence[Any],
+    *,
+    draws: int,
+    tolerance: float,
+    generator: torch.Generator | int | None,
+) -> float:
+    """See :meth:`autoperm.PermutationSpec.verify`."""
+    model = copy.deepcopy(model).double()
+    inputs = in_float64(tuple(inputs))
+    reference = outputs(model, inputs)
+    if not reference:
+        raise TraceError("the model returns no floating-point tensor, so there is nothing to compare")
+    if isinstance(generator, int):
+        generator = torch.Generator().manual_seed(generator)
+    worst = 0.0
+    for _ in range(draws):
+        permutation = spec.random(generator)
+        worst = max(worst, difference(reference, outputs(permutation.apply(model), inputs)))
+        if not worst <= tolerance:
+            raise EquivalenceError(
+                f"a random group element changes the outputs by {worst:.2g} of their size (allowed: {tolerance:.0g}).\n"
+                f"  {_culprits(spec, model, inputs, reference, tolerance)}"
+            )
+    return worst
+
+
+def _culprits(
+    spec: PermutationSpec, model: nn.Module, inputs: Sequence[Any], reference: Sequence[Tensor], tolerance: float
+) -> str:
+    """Say which factors are wrong by themselves."""
+    single: Callable[[str], float] = lambda name: difference(  # noqa: E731 - one expression, used once
+        reference, outputs(type(draw)(spec, {name: draw.indices[name]}).apply(model), inputs)
+    )
+    draw = spec.random(1)
+    wrong = [name for name in draw.indices if not single(name) <= tolerance]
+    if not wrong:
+        return "No factor does so alone. Does the model draw random numbers, or is float64 not enough?"
+    axes = "; ".join(f"{n} on {', '.join(f'{t} axis {a}' for t, a in spec.carriers[n][:4])}" for n in wrong[:5])
+    return f"Factors that do so alone: {axes}. If a rule of yours is on their way, check it; else please report this."

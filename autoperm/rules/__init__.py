@@ -1,0 +1,99 @@
+"""What each operation says about its axes: a table of signatures, and the few rules that work on terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..errors import SignatureError
+from ..signature import parse
+from .recurrent import CELL_SIGNATURES, RECURRENT_RULES
+from .shape import SHAPE_RULES, Rule
+from .table import SIGNATURES, Row
+
+__all__ = ["SIGNATURES", "Row", "Rule", "is_pointwise", "op_name", "register", "rule_for", "signature_for"]
+
+SIGNATURES.update(CELL_SIGNATURES)
+_RULES: dict[str, Rule] = {**SHAPE_RULES, **RECURRENT_RULES}
+
+
+def op_name(op: object) -> str:
+    """Return the name an operation has in the table: namespace and name, without overload.
+
+    Example:
+        >>> op_name(torch.ops.aten.linear.default)
+        'aten.linear'
+    """
+    schema = getattr(op, "_schema", None)
+    if schema is not None:
+        return str(schema.name).replace("::", ".")
+    qualified = getattr(op, "_qualified_op_name", None)
+    if qualified is not None:
+        return str(qualified).replace("::", ".")
+    return str(getattr(op, "__name__", op))
+
+
+def is_pointwise(op: object) -> bool:
+    """Tell whether PyTorch tags an operation as pointwise: all axes pass through, broadcast from the right."""
+    return torch.Tag.pointwise in getattr(op, "tags", ())
+
+
+def signature_for(op: object) -> Row | None:
+    """Return the table's row for an operation, if there is one."""
+    return SIGNATURES.get(op_name(op))
+
+
+def rule_for(op: object) -> Rule | None:
+    """Return the rule on terms for an operation, if there is one."""
+    return _RULES.get(op_name(op))
+
+
+def register(op: Callable[..., Any] | str, row: Row, *, override: bool = False) -> None:
+    """Say how an operation treats its axes.
+
+    Args:
+        op: an operation of ``torch.ops``, with or without overload, or its name, as ``"mylib.roll"``.
+        row: a signature in the notation (see :mod:`autoperm.signature`), or a function that takes the operation's own
+            arguments (tensors have ``.shape`` and ``.ndim``) and returns one.
+        override: replace a row that is there already.
+
+    Raises:
+        SignatureError: if the row does not parse, does not fit the operation's schema, or would replace another.
+
+    Example:
+        >>> register("mylib.double", "... -> ...")
+        >>> register("mylib.double", "a b -> a b")
+        Traceback (most recent call last):
+        ...
+        autoperm.errors.SignatureError: mylib.double has a rule already; pass override=True to replace it
+    """
+    name = op if isinstance(op, str) else op_name(op)
+    name = name.removeprefix("torch.ops.").replace("::", ".")
+    if isinstance(row, str):
+        _check(name, op, row)
+    if (name in SIGNATURES or name in _RULES) and not override:
+        raise SignatureError(f"{name} has a rule already; pass override=True to replace it")
+    _RULES.pop(name, None)
+    SIGNATURES[name] = row
+
+
+def _check(name: str, op: object, row: str) -> None:
+    """Compare a row with the operation's schema, as far as there is one."""
+    signature = parse(row)
+    overloads = [op] if hasattr(op, "_schema") else [getattr(op, o) for o in getattr(op, "overloads", list)()]
+    schemas = [overload._schema for overload in overloads if hasattr(overload, "_schema")]
+    if not schemas:
+        return
+    fits = []
+    for schema in schemas:
+        kinds = [str(argument.type) for argument in schema.arguments]
+        most = sum("Tensor" in kind for kind in kinds) if not any("List" in k and "Tensor" in k for k in kinds) else 99
+        least = sum(kind == "Tensor" for kind in kinds)
+        fits.append(least <= len(signature.operands) <= most and len(signature.results) <= len(schema.returns))
+    if not any(fits):
+        raise SignatureError(
+            f'"{row}" has {len(signature.operands)} operands and {len(signature.results)} results, '
+            f"which does not fit {name}:\n  " + "\n  ".join(map(str, schemas))
+        )

@@ -1,0 +1,399 @@
+"""Operations that rearrange axes: they work on terms, since a signature cannot name what they cut and join."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ..axes import (
+    MISFIT,
+    Misfit,
+    Term,
+    broadcast,
+    concatenate,
+    constant,
+    cut,
+    factor,
+    is_pinned,
+    pin,
+    product,
+    regroup,
+    restrict,
+)
+from ..graph import Value
+
+Axes = list[Term]
+
+
+class Context(Protocol):
+    """What a shape rule may ask of discovery."""
+
+    def axes(self, value: Value) -> Axes:
+        """Return the terms of a value's axes."""
+        ...
+
+    def bind(self, row: str, operands: Sequence[Axes], shapes: Sequence[tuple[int, ...]]) -> list[Axes]:
+        """Apply a signature to operands and return the results' axes."""
+        ...
+
+    def pin(self, terms: Sequence[Term], reason: str) -> None:
+        """Pin terms, for a reason."""
+        ...
+
+    def relate(self, axes: Axes) -> None:
+        """Record a tensor inside the operation: nothing may vary over what is not among its axes."""
+        ...
+
+    @property
+    def result(self) -> Value:
+        """The call's first result."""
+        ...
+
+    @property
+    def results(self) -> Sequence[Value | None]:
+        """All results of the call."""
+        ...
+
+
+Rule = Callable[..., "Axes | list[Axes]"]
+
+
+def _view(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
+    """Axes whose sizes multiply to the same number, taken from the left, are the same axes cut differently."""
+    source, target = ctx.axes(self), list(ctx.result.shape)
+    found: Axes = []
+    i = j = 0
+    while i < len(source) or j < len(target):
+        inputs, outputs, left, right = [], [], 1, 1
+        while not inputs and not outputs or left != right:
+            if left <= right and i < len(source):
+                inputs.append(source[i])
+                left *= source[i].size
+                i += 1
+            elif j < len(target):
+                outputs.append(target[j])
+                right *= target[j]
+                j += 1
+            else:
+                inputs.append(source[i])
+                left *= source[i].size
+                i += 1
+        if len(inputs) == len(outputs) == 1:
+            found += inputs
+            continue
+        try:
+            found += regroup(inputs, outputs)
+        except Misfit:
+            for term in inputs:
+                pin(term, MISFIT)
+            found += [factor(size, MISFIT) for size in outputs]
+    return found
+
+
+def _permute(ctx: Context, self: Value, dims: Sequence[int]) -> Axes:
+    axes = ctx.axes(self)
+    return [axes[dim] for dim in dims]
+
+
+def _transpose(ctx: Context, self: Value, dim0: int, dim1: int) -> Axes:
+    axes = list(ctx.axes(self))
+    if axes:
+        axes[dim0], axes[dim1] = axes[dim1], axes[dim0]
+    return axes
+
+
+def _t(ctx: Context, self: Value) -> Axes:
+    return ctx.axes(self)[::-1]
+
+
+def _movedim(ctx: Context, self: Value, source: int | Sequence[int], destination: int | Sequence[int]) -> Axes:
+    axes = ctx.axes(self)
+    sources = [d % len(axes) for d in ([source] if isinstance(source, int) else source)]
+    places = [d % len(axes) for d in ([destination] if isinstance(destination, int) else destination)]
+    moved = dict(zip(places, sources, strict=True))
+    rest = iter(d for d in range(len(axes)) if d not in sources)
+    return [axes[moved[place] if place in moved else next(rest)] for place in range(len(axes))]
+
+
+def _unsqueeze(ctx: Context, self: Value, dim: int) -> Axes:
+    axes = list(ctx.axes(self))
+    axes.insert(dim % (len(axes) + 1), factor(1))
+    return axes
+
+
+def _squeeze(ctx: Context, self: Value, dim: int | Sequence[int] | None = None) -> Axes:
+    axes = ctx.axes(self)
+    dims = range(len(axes)) if dim is None else [dim] if isinstance(dim, int) else dim
+    gone = {d % max(len(axes), 1) for d in dims}
+    return [axis for i, axis in enumerate(axes) if not (i in gone and axis.size == 1)]
+
+
+def _expand(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
+    """A new or stretched axis is the same all along."""
+    axes, shape = ctx.axes(self), ctx.result.shape
+    axes = [factor(1)] * (len(shape) - len(axes)) + axes
+    return [axis if axis.size == size else constant(size) for axis, size in zip(axes, shape, strict=True)]
+
+
+def _repeat(ctx: Context, self: Value, repeats: Sequence[int]) -> Axes:
+    axes = ctx.axes(self)
+    axes = [factor(1)] * (len(repeats) - len(axes)) + axes
+    return [
+        axis if n == 1 else product([constant(n), axis]) if axis.size > 1 else constant(n)
+        for n, axis in zip(repeats, axes, strict=True)
+    ]
+
+
+def _repeat_interleave(ctx: Context, self: Value, repeats: Any, dim: int | None = None, **_: Any) -> Axes:
+    axes = list(ctx.axes(self))
+    if not isinstance(repeats, int):
+        place = 0 if dim is None else dim
+        ctx.pin([axes[place]], "repeated a different number of times along the axis")
+        ctx.relate(axes[:place] + axes[place + 1 :])
+        axes[place] = factor(ctx.result.shape[place], MISFIT)
+        return axes
+    if dim is None:
+        axes, dim = [product(axes)], 0
+    axes[dim] = product([axes[dim], constant(repeats)]) if axes[dim].size > 1 else constant(repeats)
+    return axes
+
+
+def _cut(ctx: Context, axes: Axes, dim: int, start: int, stop: int) -> Axes:
+    """Cut a range out of one axis; every other factor turns into its member for that range."""
+    try:
+        piece, handles = cut(axes[dim], start, stop)
+    except Misfit:
+        ctx.pin([axes[dim]], "sliced across the rows of a product of axes")
+        ctx.relate(axes[:dim] + axes[dim + 1 :])
+        piece, handles = factor(stop - start, MISFIT), []
+    return [piece if i == dim else restrict(axis, handles) for i, axis in enumerate(axes)]
+
+
+def _clamp(value: int | None, size: int, default: int) -> int:
+    if value is None:
+        return default
+    return min(max(value + size if value < 0 else value, 0), size)
+
+
+def _slice(
+    ctx: Context, self: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
+) -> Axes:
+    axes = list(ctx.axes(self))
+    dim %= len(axes)
+    size = axes[dim].size
+    low, high = _clamp(start, size, 0), _clamp(end, size, size)
+    if step == 1 or ctx.result.shape[dim] <= 1:
+        return _cut(ctx, axes, dim, low, low + ctx.result.shape[dim])
+    if size % step == 0 and low < step and ctx.result.shape[dim] == size // step:
+        # Every step-th unit: one column of the axis seen as (size/step, step).
+        try:
+            rows, columns = regroup([axes[dim]], [size // step, step])
+        except Misfit:
+            pass
+        else:
+            cut_axes = _cut(ctx, [*axes[:dim], rows, columns, *axes[dim + 1 :]], dim + 1, low, low + 1)
+            del cut_axes[dim + 1]
+            return cut_axes
+    ctx.pin([axes[dim]], f"every {step}-th unit is taken")
+    ctx.relate(axes[:dim] + axes[dim + 1 :])
+    axes[dim] = factor(ctx.result.shape[dim], MISFIT)
+    return axes
+
+
+def _select(ctx: Context, self: Value, dim: int, index: int) -> Axes:
+    axes = ctx.axes(self)
+    dim %= len(axes)
+    index %= axes[dim].size
+    found = _cut(ctx, axes, dim, index, index + 1)
+    del found[dim]
+    return found
+
+
+def _narrow(ctx: Context, self: Value, dim: int, start: int, length: int) -> Axes:
+    axes = ctx.axes(self)
+    return _cut(ctx, axes, dim % len(axes), start, start + length)
+
+
+def _pieces(ctx: Context, self: Value, sizes: Sequence[int], dim: int) -> list[Axes]:
+    axes, start, found = ctx.axes(self), 0, []
+    for size in sizes:
+        found.append(_cut(ctx, axes, dim % len(axes), start, start + size))
+        start += size
+    return found
+
+
+def _split(ctx: Context, self: Value, split_size: int | Sequence[int], dim: int = 0) -> list[Axes]:
+    if not isinstance(split_size, int):
+        return _pieces(ctx, self, split_size, dim)
+    size = self.shape[dim]
+    return _pieces(ctx, self, [min(split_size, size - start) for start in range(0, size, split_size)], dim)
+
+
+def _chunk(ctx: Context, self: Value, chunks: int, dim: int = 0) -> list[Axes]:
+    return _split(ctx, self, -(-self.shape[dim] // chunks), dim)
+
+
+def _unbind(ctx: Context, self: Value, dim: int = 0) -> list[Axes]:
+    found = _pieces(ctx, self, [1] * self.shape[dim], dim)
+    for axes in found:
+        del axes[dim % self.ndim]
+    return found
+
+
+def _cat(ctx: Context, tensors: Sequence[Value], dim: int = 0) -> Axes:
+    rows = [ctx.axes(value) for value in tensors if value.shape != (0,)]
+    return concatenate(rows, dim % len(rows[0]))
+
+
+def _stack(ctx: Context, tensors: Sequence[Value], dim: int = 0) -> Axes:
+    dim %= tensors[0].ndim + 1
+    rows = [[*axes[:dim], factor(1), *axes[dim:]] for axes in map(ctx.axes, tensors)]
+    return concatenate(rows, dim)
+
+
+def _slice_scatter(
+    ctx: Context,
+    self: Value,
+    src: Value,
+    dim: int = 0,
+    start: int | None = None,
+    end: int | None = None,
+    step: int = 1,
+) -> Axes:
+    """Overwrite a range: what was there before it, what is written, what was there after it."""
+    axes = ctx.axes(self)
+    dim %= len(axes)
+    size = axes[dim].size
+    if step != 1:
+        ctx.pin([*axes, *ctx.axes(src)], f"every {step}-th unit is overwritten")
+        return [factor(axis.size, MISFIT) for axis in axes]
+    low = _clamp(start, size, 0)
+    return _overwrite(ctx, axes, ctx.axes(src), dim, low, low + src.shape[dim])
+
+
+def _overwrite(ctx: Context, axes: Axes, source: Axes, dim: int, start: int, stop: int) -> Axes:
+    rows = []
+    if start > 0:
+        rows.append(_cut(ctx, axes, dim, 0, start))
+    rows.append(source)
+    if stop < axes[dim].size:
+        rows.append(_cut(ctx, axes, dim, stop, axes[dim].size))
+    return concatenate(rows, dim)
+
+
+def _select_scatter(ctx: Context, self: Value, src: Value, dim: int, index: int) -> Axes:
+    axes, source = ctx.axes(self), list(ctx.axes(src))
+    dim %= len(axes)
+    index %= axes[dim].size
+    source.insert(dim, factor(1))
+    return _overwrite(ctx, axes, source, dim, index, index + 1)
+
+
+def _copy(ctx: Context, self: Value, src: Value, *_: Any) -> Axes:
+    axes = ctx.axes(src)
+    axes = [factor(1)] * (self.ndim - len(axes)) + axes
+    return [axis if axis.size == size else constant(size) for axis, size in zip(axes, self.shape, strict=True)]
+
+
+def _type_as(ctx: Context, self: Value, other: Value) -> Axes:
+    return ctx.axes(self)
+
+
+def _filled(ctx: Context, *_: Any, **__: Any) -> Axes:
+    return [constant(size) for size in ctx.result.shape]
+
+
+def _pad(ctx: Context, self: Value, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Axes:
+    """Padding with a constant joins a constant part; other modes read positions."""
+    axes = list(ctx.axes(self))
+    for k in range(len(pad) // 2):
+        dim = len(axes) - 1 - k
+        before, after = pad[2 * k], pad[2 * k + 1]
+        if before == after == 0:
+            continue
+        if mode != "constant" or is_pinned(axes[dim]):
+            names = [f"a{i}" for i in range(len(axes))]
+            names[dim] = "_"
+            shape = tuple(axis.size + (before + after) * (i == dim) for i, axis in enumerate(axes))
+            (axes,) = ctx.bind(f"{' '.join(names)} -> {' '.join(names)}", [axes], [shape])
+            continue
+        if before < 0 or after < 0:
+            axes = _cut(ctx, axes, dim, max(-before, 0), axes[dim].size - max(-after, 0))
+        rows = [axes]
+        if before > 0:
+            rows.insert(0, [constant(before if i == dim else axis.size) for i, axis in enumerate(axes)])
+        if after > 0:
+            rows.append([constant(after if i == dim else axis.size) for i, axis in enumerate(axes)])
+        axes = concatenate(rows, dim)
+    return axes
+
+
+def _extreme(ctx: Context, self: Value, *args: Any, **kwargs: Any) -> Axes | list[Axes]:
+    """``max`` and ``min``: of all, of two tensors, or along an axis with the place where it stands."""
+    axes = ctx.axes(self)
+    if not args and not kwargs:
+        return []
+    if isinstance(args[0], Value):
+        return broadcast([axes, ctx.axes(args[0])])
+    dim, keepdim = args[0] % len(axes), bool(args[1] if len(args) > 1 else kwargs.get("keepdim", False))
+    place = ctx.results[1] if len(ctx.results) > 1 else None
+    if place is not None and place.used:
+        ctx.pin([axes[dim]], "the place of the largest or smallest unit is used")
+    kept = [factor(1) if i == dim else axis for i, axis in enumerate(axes) if i != dim or keepdim]
+    return [kept, kept]
+
+
+_RENAMES = {
+    "_unsafe_view": "view",
+    "reshape": "view",
+    "flatten": "view",
+    "unflatten": "view",
+    "_reshape_alias": "view",
+    "expand_as": "expand",
+    "broadcast_to": "expand",
+    "concat": "cat",
+    "concatenate": "cat",
+    "split_with_sizes": "split",
+    "constant_pad_nd": "pad",
+    "numpy_T": "t",
+    "movedim": "movedim",
+    "tile": "repeat",
+}
+
+_RULES: dict[str, Rule] = {
+    "view": _view,
+    "permute": _permute,
+    "transpose": _transpose,
+    "t": _t,
+    "movedim": _movedim,
+    "unsqueeze": _unsqueeze,
+    "squeeze": _squeeze,
+    "expand": _expand,
+    "repeat": _repeat,
+    "repeat_interleave": _repeat_interleave,
+    "slice": _slice,
+    "select": _select,
+    "narrow": _narrow,
+    "split": _split,
+    "chunk": _chunk,
+    "unbind": _unbind,
+    "cat": _cat,
+    "stack": _stack,
+    "slice_scatter": _slice_scatter,
+    "select_scatter": _select_scatter,
+    "copy": _copy,
+    "type_as": _type_as,
+    "pad": _pad,
+    "max": _extreme,
+    "min": _extreme,
+    **dict.fromkeys(
+        ("zeros", "ones", "full", "empty", "scalar_tensor", "zeros_like", "ones_like", "full_like", "empty_like"),
+        _filled,
+    ),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_full", "new_empty", "fill", "zero"), _filled),
+}
+
+SHAPE_RULES: dict[str, Rule] = {
+    **{f"aten.{name}": rule for name, rule in _RULES.items()},
+    **{f"aten.{name}": _RULES[target] for name, target in _RENAMES.items()},
+}

@@ -1,0 +1,424 @@
+"""The table: operation -> signature. A row is a string, or a function of the operation's own arguments that returns one.
+
+Sources of truth are the operations' documentation and the tests: for every row, ``op(P x) == P op(x)`` on random
+operands and permutations, and every ``_`` must matter.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Sequence
+
+from ..graph import Value
+
+Row = str | Callable[..., str]
+
+_LETTERS = string.ascii_lowercase
+
+
+def _letters(value: Value) -> list[str]:
+    return [f"a{i}" for i in range(value.ndim)]
+
+
+def _dims(dim: int | Sequence[int] | None, ndim: int) -> set[int]:
+    if dim is None or (not isinstance(dim, int) and len(dim) == 0):
+        return set(range(ndim))
+    return {d % max(ndim, 1) for d in ([dim] if isinstance(dim, int) else dim)}
+
+
+def _pinned_along(value: Value, dim: int | Sequence[int] | None) -> str:
+    dims = _dims(dim, value.ndim)
+    return " ".join("_" if i in dims else letter for i, letter in enumerate(_letters(value)))
+
+
+# --- contractions
+
+
+def _optional(row: str, *operands: tuple[str, object]) -> str:
+    """Put the patterns of the operands that are there into a row."""
+    return row.format("".join(f", {pattern}" for pattern, operand in operands if operand is not None))
+
+
+def _linear(input: Value, weight: Value, bias: Value | None = None) -> str:
+    out = "o" if weight.ndim == 2 else ""
+    return _optional(f"... i, {out} i{{}} -> ... {out}", (out, bias))
+
+
+def _matmul(a: Value, b: Value) -> str:
+    left = "k" if a.ndim == 1 else "i k" if a.ndim == 2 else "... i k"
+    right = "k" if b.ndim == 1 else "k j" if b.ndim == 2 else "... k j"
+    rest = "... " if max(a.ndim, b.ndim) > 2 else ""
+    return f"{left}, {right} -> {rest}{'i ' if a.ndim > 1 else ''}{'j' if b.ndim > 1 else ''}"
+
+
+def _addmm(input: Value, a: Value, b: Value, **_: object) -> str:
+    return f"{' '.join(['i', 'j'][2 - input.ndim :])}, i k, k j -> i j"
+
+
+def _baddbmm(input: Value, a: Value, b: Value, **_: object) -> str:
+    return f"{' '.join(['b', 'i', 'j'][3 - input.ndim :])}, b i k, b k j -> b i j"
+
+
+def _einsum(equation: str, operands: Sequence[Value], **_: object) -> str:
+    equation = equation.replace(" ", "")
+    left, arrow, right = equation.partition("->")
+    if not arrow:
+        letters = [c for c in left if c.isalpha()]
+        right = ("..." if "..." in left else "") + "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+
+    def pattern(subscripts: str) -> str:
+        # A capital letter is another index than the small one, and both are names.
+        return " ".join("..." if c == "." else c for c in subscripts.replace("...", "."))
+
+    return f"{', '.join(map(pattern, left.split(',')))} -> {pattern(right)}"
+
+
+def _conv(
+    input: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: object = 1,
+    padding: object = 0,
+    dilation: object = 1,
+    groups: int = 1,
+    *_: object,
+) -> str:
+    """Kernel and image axes are ordered; channels are free within a group, and groups among themselves."""
+    image = " _" * (weight.ndim - 2)
+    batch = "b " if input.ndim == weight.ndim else ""
+    if groups == 1:
+        return _optional(f"{batch}i{image}, o i{image}{{}} -> {batch}o{image}", ("o", bias))
+    row = f"{batch}(g={groups} i){image}, (g o) i{image}{{}} -> {batch}(g o){image}"
+    return _optional(row, ("(g o)", bias))
+
+
+def _conv_transpose(
+    input: Value,
+    weight: Value,
+    bias: Value | None = None,
+    stride: object = 1,
+    padding: object = 0,
+    output_padding: object = 0,
+    groups: int = 1,
+    *_: object,
+) -> str:
+    image = " _" * (weight.ndim - 2)
+    batch = "b " if input.ndim == weight.ndim else ""
+    if groups == 1:
+        return _optional(f"{batch}i{image}, i o{image}{{}} -> {batch}o{image}", ("o", bias))
+    row = f"{batch}(g={groups} i){image}, (g i) o{image}{{}} -> {batch}(g o){image}"
+    return _optional(row, ("(g o)", bias))
+
+
+def _convolution(
+    input: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: object,
+    padding: object,
+    dilation: object,
+    transposed: bool,
+    output_padding: object,
+    groups: int,
+) -> str:
+    if transposed:
+        return _conv_transpose(input, weight, bias, groups=groups)
+    return _conv(input, weight, bias, groups=groups)
+
+
+# --- attention
+
+
+def _attention(
+    query: Value,
+    key: Value,
+    value: Value,
+    attn_mask: Value | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    enable_gqa: bool = False,
+    **_: object,
+) -> str:
+    """Scores have heads, queries, keys and channels before they are summed; the softmax has neither keys nor channels."""
+    s, t = ("s!", "t!") if is_causal else ("s", "t")
+    mask = [("... s t", attn_mask)]
+    if not enable_gqa or query.shape[-3] == key.shape[-3]:
+        inside = "... s t d, ... s t, ... s, ... s t e"
+        return _optional(f"... {s} d, ... {t} d, ... t e{{}} -> {inside} -> ... s e", *mask)
+    inside = "... h g s t d, ... h g s t, ... h g s, ... h g s t e"
+    row = f"... (h g) {s} d, ... h={key.shape[-3]} {t} d, ... h t e{{}} -> {inside} -> ... (h g) s e"
+    if attn_mask is not None and attn_mask.ndim > 2:
+        mask = [("... (h g) s t" if attn_mask.shape[-3] > 1 else "... 1 s t", attn_mask)]
+    return _optional(row, *mask)
+
+
+# --- normalisation
+
+
+def _batch_norm(
+    input: Value,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    running_mean: Value | None = None,
+    running_var: Value | None = None,
+    *_: object,
+) -> str:
+    operands = (("c", weight), ("c", bias), ("c", running_mean), ("c", running_var))
+    inside = "" if running_mean is not None else " -> c"
+    return _optional(f"b c ...{{}}{inside} -> b c ...", *operands)
+
+
+def _instance_norm(
+    input: Value,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    running_mean: Value | None = None,
+    running_var: Value | None = None,
+    *_: object,
+) -> str:
+    operands = (("c", weight), ("c", bias), ("c", running_mean), ("c", running_var))
+    return _optional("b c ...{} -> b c -> b c ...", *operands)
+
+
+def _layer_norm(
+    input: Value,
+    normalized_shape: Sequence[int],
+    weight: Value | None = None,
+    bias: Value | None = None,
+    *_: object,
+) -> str:
+    axes = " ".join(f"c{i}" for i in range(len(normalized_shape)))
+    return _optional(f"... {axes}{{}} -> ... -> ... {axes}", (axes, weight), (axes, bias))
+
+
+def _group_norm(
+    input: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None, *_: object
+) -> str:
+    row = f"b (g={num_groups} c) ...{{}} -> b g -> b (g c) ..."
+    return _optional(row, ("(g c)", weight), ("(g c)", bias))
+
+
+def _weight_norm(v: Value, g: Value, dim: int = 0) -> str:
+    axes = _letters(v)
+    kept = [axis if i == dim % v.ndim else "1" for i, axis in enumerate(axes)]
+    return f"{' '.join(axes)}, {' '.join(kept)} -> {axes[dim % v.ndim]} -> {' '.join(axes)}"
+
+
+def _softmax(input: Value, dim: int, *_: object, **__: object) -> str:
+    axes = _letters(input)
+    rest = [axis for i, axis in enumerate(axes) if i not in _dims(dim, input.ndim)]
+    return f"{' '.join(axes)} -> {' '.join(rest)} -> {' '.join(axes)}"
+
+
+# --- reductions
+
+
+def _reduce(
+    input: Value, dim: int | Sequence[int] | None = None, keepdim: bool = False, *_: object, **__: object
+) -> str:
+    dims = _dims(dim, input.ndim)
+    axes = _letters(input)
+    kept = [("1" if keepdim else "") if i in dims else axis for i, axis in enumerate(axes)]
+    return f"{' '.join(axes)} -> {' '.join(filter(None, kept))}"
+
+
+def _reduce_all(input: Value, *_: object, **__: object) -> str:
+    return f"{' '.join(_letters(input))} -> "
+
+
+def _variance(input: Value, *args: object, **kwargs: object) -> str:
+    dim = args[0] if args else kwargs.get("dim")
+    keep = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
+    if isinstance(dim, bool):
+        return _reduce_all(input)
+    return _reduce(input, dim, bool(keep))  # type: ignore[arg-type]
+
+
+def _vector_norm(
+    input: Value, ord: object = 2, dim: int | Sequence[int] | None = None, keepdim: bool = False, **_: object
+) -> str:
+    return _reduce(input, dim, keepdim)
+
+
+def _cumulate(input: Value, dim: int | Sequence[int] | None, *_: object, **__: object) -> str:
+    row = _pinned_along(input, dim)
+    return f"{row} -> {row}"
+
+
+def _flip(input: Value, dims: Sequence[int]) -> str:
+    return _cumulate(input, dims)
+
+
+def _roll(input: Value, shifts: object, dims: Sequence[int] = ()) -> str:
+    return _cumulate(input, dims)
+
+
+# --- images
+
+
+def _window(axes: int) -> str:
+    return "..." + " _" * axes + " -> ..." + " _" * axes
+
+
+def _resample(input: Value, *_: object, **__: object) -> str:
+    image = " _" * (input.ndim - 2)
+    return f"b c{image} -> b c{image}"
+
+
+def _pixel_shuffle(input: Value, upscale_factor: int) -> str:
+    return f"... (c {upscale_factor} {upscale_factor}) _ _ -> ... c _ _"
+
+
+def _pixel_unshuffle(input: Value, downscale_factor: int) -> str:
+    return f"... c _ _ -> ... (c {downscale_factor} {downscale_factor}) _ _"
+
+
+def _channel_shuffle(input: Value, groups: int) -> str:
+    return f"b (g={groups} c) ... -> b (c g) ..."
+
+
+def _im2col(input: Value, kernel_size: Sequence[int], *_: object) -> str:
+    return f"... c _ _ -> ... (c {kernel_size[0] * kernel_size[1]}) _"
+
+
+def _col2im(input: Value, output_size: object, kernel_size: Sequence[int], *_: object) -> str:
+    return f"... (c {kernel_size[0] * kernel_size[1]}) _ -> ... c _ _"
+
+
+# --- lookups
+
+
+def _index(self: Value, indices: Sequence[Value | None]) -> str:
+    """Looked-up axes are ordered. The looked-up places stand where they were if they are neighbours, else first."""
+    places = [i for i, index in enumerate(indices) if index is not None]
+    axes = ["_" if i in places else axis for i, axis in enumerate(_letters(self))]
+    kept = [axis for axis in axes if axis != "_"]
+    first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
+    result = [*kept[:first], "...", *kept[first:]]
+    return f"{' '.join(axes)}{', ...' * len(places)} -> {' '.join(result)}"
+
+
+def _index_select(input: Value, dim: int, index: Value) -> str:
+    row = _pinned_along(input, dim)
+    return f"{row}, _ -> {row}"
+
+
+def _gather(input: Value, dim: int, index: Value, **_: object) -> str:
+    pairs = zip(_letters(input), input.shape, index.shape, strict=True)
+    row = ["_" if i == dim % input.ndim or n != m else axis for i, (axis, n, m) in enumerate(pairs)]
+    return f"{' '.join(row)}, {' '.join(row)} -> {' '.join(row)}"
+
+
+def _prelu(input: Value, weight: Value) -> str:
+    return "b c ..., c -> b c ..." if weight.shape != (1,) and input.ndim > 1 else "..., _ -> ..."
+
+
+def _glu(input: Value, dim: int = -1) -> str:
+    axes = _letters(input)
+    place = dim % input.ndim
+    halves = [f"({axis} + {axis})" if i == place else axis for i, axis in enumerate(axes)]
+    return f"{' '.join(halves)} -> {' '.join(axes)}"
+
+
+def _diff(input: Value, n: int = 1, dim: int = -1, *_: object) -> str:
+    return _cumulate(input, dim)
+
+
+def _fft(default: int | Sequence[int] | None) -> Callable[..., str]:
+    def row(
+        input: Value, n: object = None, dim: int | Sequence[int] | None = default, *_: object, **__: object
+    ) -> str:
+        return _cumulate(input, default if dim is None else dim)
+
+    return row
+
+
+def _triangle(input: Value, *_: object) -> str:
+    return "... _ _ -> ... _ _"
+
+
+_SAME = (
+    "clone alias detach contiguous dropout feature_dropout alpha_dropout lift_fresh lift_fresh_copy _to_copy to "
+    "positive view_as conj resolve_conj resolve_neg real imag nan_to_num hardtanh logit log_sigmoid "
+    "_conj _neg_view mish softplus hardswish silu gelu"
+).split()
+
+SIGNATURES: dict[str, Row] = {
+    **{f"aten.{name}": "... -> ..." for name in _SAME},
+    # contractions: a name shared by two operands and gone from the result is summed over
+    "aten.linear": _linear,
+    "aten.matmul": _matmul,
+    "aten.mm": "i k, k j -> i j",
+    "aten.bmm": "b i k, b k j -> b i j",
+    "aten.mv": "i k, k -> i",
+    "aten.dot": "k, k -> ",
+    "aten.vdot": "k, k -> ",
+    "aten.outer": "i, j -> i j",
+    "aten.addmm": _addmm,
+    "aten.baddbmm": _baddbmm,
+    "aten.einsum": _einsum,
+    "aten.cdist": "... n d, ... m d -> ... n m",
+    "aten.conv1d": _conv,
+    "aten.conv2d": _conv,
+    "aten.conv3d": _conv,
+    "aten.conv_transpose1d": _conv_transpose,
+    "aten.conv_transpose2d": _conv_transpose,
+    "aten.conv_transpose3d": _conv_transpose,
+    "aten.convolution": _convolution,
+    "aten.scaled_dot_product_attention": _attention,
+    # normalisation: the intermediate is what the mixed axis is gone from
+    "aten.batch_norm": _batch_norm,
+    "aten._native_batch_norm_legit_no_training": _batch_norm,
+    "aten.instance_norm": _instance_norm,
+    "aten.layer_norm": _layer_norm,
+    "aten.rms_norm": _layer_norm,
+    "aten.group_norm": _group_norm,
+    "aten._weight_norm": _weight_norm,
+    "aten.softmax": _softmax,
+    "aten._softmax": _softmax,
+    "aten._safe_softmax": _softmax,
+    "aten.log_softmax": _softmax,
+    "aten._log_softmax": _softmax,
+    # reductions
+    **{f"aten.{name}": _reduce for name in ("sum", "mean", "amax", "amin", "logsumexp", "prod", "any", "all")},
+    "aten.linalg_vector_norm": _vector_norm,
+    "aten.norm": _vector_norm,
+    "aten.var": _variance,
+    "aten.std": _variance,
+    # order along an axis
+    **{f"aten.{name}": _cumulate for name in ("cumsum", "cumprod", "logcumsumexp")},
+    "aten.diff": _diff,
+    "aten.flip": _flip,
+    "aten.roll": _roll,
+    "aten.triu": _triangle,
+    "aten.tril": _triangle,
+    **{f"aten.fft_{name}": _fft(-1) for name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")},
+    **{f"aten.fft_{name}": _fft((-2, -1)) for name in ("fft2", "ifft2", "rfft2", "irfft2")},
+    **{f"aten.fft_{name}": _fft(None) for name in ("fftn", "ifftn", "rfftn", "irfftn")},
+    "aten.view_as_real": "... -> ... 2",
+    "aten.view_as_complex": "... 2 -> ...",
+    # images
+    **{f"aten.{kind}_pool{n}d": _window(n) for n in (1, 2, 3) for kind in ("avg", "max", "adaptive_avg")},
+    **{f"aten.adaptive_max_pool{n}d": "..." + " _" * n + " -> ..." + " _" * n for n in (1, 2, 3)},
+    **{
+        f"aten.upsample_{kind}": _resample
+        for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d")
+    },
+    **{f"aten._upsample_{kind}_aa": _resample for kind in ("bilinear2d", "bicubic2d")},
+    "aten.grid_sampler": "b c _ _, b _ _ 2 -> b c _ _",
+    "aten.grid_sampler_2d": "b c _ _, b _ _ 2 -> b c _ _",
+    "aten.pixel_shuffle": _pixel_shuffle,
+    "aten.pixel_unshuffle": _pixel_unshuffle,
+    "aten.channel_shuffle": _channel_shuffle,
+    "aten.im2col": _im2col,
+    "aten.col2im": _col2im,
+    # lookups
+    "aten.embedding": "_ d, ... -> ... d",
+    "aten.index": _index,
+    "aten.index_select": _index_select,
+    "aten.gather": _gather,
+    # gates
+    "aten.prelu": _prelu,
+    "aten.glu": _glu,
+}

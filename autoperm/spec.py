@@ -1,0 +1,366 @@
+"""The waist of the hourglass: which axes of which tensors move together. Everything after discovery uses only this.
+
+A :class:`PermutationSpec` has one pattern for each parameter and floating-point buffer, in the notation of
+:mod:`autoperm.signature`, and one :class:`Factor` for each name in them. It may be discovered, written by hand, or read
+from JSON.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import lgamma, log, prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import SpecError
+from .signature import Name, Pattern, Pinned, Product, Rest, Sum, Term, format_pattern, names, parse_pattern
+
+if TYPE_CHECKING:
+    from .permutation import Permutation
+
+_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """A set of interchangeable units.
+
+    Attributes:
+        name: as it stands in the patterns.
+        size: the number of units.
+        over: names of the factors it varies over, outermost first: for each position of those it may be permuted
+            differently (the channels ``d`` inside each head ``h``).
+        pinned: whether its order is fixed; it has a name because others vary over it.
+    """
+
+    name: str
+    size: int
+    over: tuple[str, ...] = ()
+    pinned: bool = False
+
+
+@dataclass(frozen=True)
+class PermutationSpec:
+    """Which axes of which tensors may be permuted, together with which others.
+
+    Attributes:
+        patterns: for each tensor, one term an axis.
+        shapes: for each tensor, its shape.
+        factors: by name, indices before what varies over them.
+        tied: names that are another name of the same tensor.
+        reasons: for each tensor, for each axis, why it (or a part of it) is pinned; empty where all is free.
+        unknown: operations that no rule knew, each with the code that would add one.
+
+    Example:
+        >>> spec = PermutationSpec.from_patterns(
+        ...     {"0.weight": "h _", "0.bias": "h", "2.weight": "_ h", "2.bias": "_"},
+        ...     nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> spec.factors["h"].size, round(spec.log10_order, 2)  # 8! = 40320
+        (8, 4.61)
+    """
+
+    patterns: Mapping[str, Pattern]
+    shapes: Mapping[str, tuple[int, ...]]
+    factors: Mapping[str, Factor]
+    tied: Mapping[str, str] = field(default_factory=dict[str, str])
+    reasons: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]], compare=False)
+    unknown: tuple[str, ...] = field(default=(), compare=False)
+
+    def __post_init__(self) -> None:
+        """Check that patterns, shapes and factors fit each other.
+
+        Raises:
+            SpecError: saying which tensor, which axis, and with which sizes.
+        """
+        for name, factor in self.factors.items():
+            unknown = [other for other in factor.over if other not in self.factors]
+            if unknown or name != factor.name:
+                raise SpecError(f"factor {name!r} varies over {unknown}, which no pattern names")
+            for other in factor.over:
+                if not set(self.factors[other].over) < set(factor.over):
+                    raise SpecError(
+                        f"factor {name!r} varies over {other!r}, and so must vary over what {other!r} varies over: "
+                        f"{list(self.factors[other].over)}"
+                    )
+        for name, pattern in self.patterns.items():
+            shape = self.shapes.get(name)
+            text = f'{name}: "{format_pattern(pattern)}"'
+            if shape is None or len(shape) != len(pattern):
+                raise SpecError(f"{text} has {len(pattern)} axes, the tensor has shape {list(shape or ())}")
+            for axis, (term, size) in enumerate(zip(pattern, shape, strict=True)):
+                known = self.size(term)
+                if known not in (None, size):
+                    raise SpecError(f"{text}: axis {axis} is {term} of length {known}, the tensor's is {size}")
+
+    # --- reading
+
+    def size(self, term: Term) -> int | None:
+        """Return the length of an axis with a term; None where the term does not say (``_``)."""
+        if isinstance(term, Name):
+            if term.name not in self.factors:
+                raise SpecError(f"{term.name!r} stands in a pattern, but is no factor")
+            return self.factors[term.name].size
+        if isinstance(term, Pinned):
+            return term.size
+        if isinstance(term, Rest):
+            raise SpecError("'...' has no place in the pattern of a parameter: write every axis")
+        sizes = [self.size(inner) for inner in term.terms]
+        if any(size is None for size in sizes):
+            raise SpecError(f"inside {term} a pinned axis needs its length: a number instead of '_'")
+        known = [size for size in sizes if size is not None]
+        return prod(known) if isinstance(term, Product) else sum(known)
+
+    @cached_property
+    def free(self) -> tuple[Factor, ...]:
+        """The factors that may be permuted."""
+        return tuple(factor for factor in self.factors.values() if not factor.pinned and factor.size > 1)
+
+    @cached_property
+    def groups(self) -> tuple[Factor, ...]:
+        """The free factors that vary over no other free factor: what hand-written specifications call permutations."""
+        free = {factor.name for factor in self.free}
+        return tuple(factor for factor in self.free if not free & set(factor.over))
+
+    def copies(self, factor: Factor | str) -> int:
+        """Return for how many positions of what it varies over a factor has a permutation of its own."""
+        factor = self.factors[factor] if isinstance(factor, str) else factor
+        return prod(self.factors[name].size for name in factor.over)
+
+    @cached_property
+    def log10_order(self) -> float:
+        r"""The size of the group, :math:`\log_{10} |G| = \sum_f \text{copies}_f \log_{10}(n_f!)`."""
+        return sum(self.copies(factor) * lgamma(factor.size + 1) / log(10) for factor in self.free)
+
+    @cached_property
+    def carriers(self) -> Mapping[str, tuple[tuple[str, int], ...]]:
+        """For each factor, the (tensor, axis) pairs that carry it; tied names once."""
+        found: dict[str, list[tuple[str, int]]] = {name: [] for name in self.factors}
+        for tensor, pattern in self.patterns.items():
+            if tensor not in self.tied:
+                for axis, term in enumerate(pattern):
+                    for name in dict.fromkeys(names(term)):
+                        found[name].append((tensor, axis))
+        return {name: tuple(axes) for name, axes in found.items()}
+
+    # --- making permutations
+
+    def identity(self) -> Permutation:
+        """Return the permutation that moves nothing."""
+        from .permutation import Permutation
+
+        return Permutation(self, {})
+
+    def random(self, generator: torch.Generator | int | None = None) -> Permutation:
+        """Draw a group element uniformly.
+
+        Args:
+            generator: a CPU generator, or a seed for one.
+        """
+        from .permutation import Permutation
+
+        if isinstance(generator, int):
+            generator = torch.Generator().manual_seed(generator)
+        indices = {}
+        for factor in self.free:
+            shape = [self.factors[name].size for name in factor.over]
+            indices[factor.name] = torch.rand(*shape, factor.size, generator=generator, dtype=torch.float64).argsort(-1)
+        return Permutation(self, indices)
+
+    def verify(
+        self,
+        model: nn.Module,
+        inputs: Sequence[Any],
+        *,
+        draws: int = 2,
+        tolerance: float = 1e-6,
+        generator: torch.Generator | int | None = 0,
+    ) -> float:
+        """Check that random group elements do not change what a model computes, in float64.
+
+        Args:
+            model: a model that the specification is for; it is not changed.
+            inputs: positional inputs; floating-point ones are cast to float64.
+            draws: how many group elements to draw.
+            tolerance: largest allowed difference, relative to the largest output.
+            generator: a generator or seed.
+
+        Returns:
+            The largest relative difference that was found.
+
+        Raises:
+            EquivalenceError: if a group element changes the outputs.
+        """
+        from .equivalence import verify
+
+        return verify(self, model, inputs, draws=draws, tolerance=tolerance, generator=generator)
+
+    def check(self, state: Mapping[str, Tensor], *, what: str = "the state dict") -> None:
+        """Check that tensors fit the specification.
+
+        Raises:
+            SpecError: naming what is missing, or which shapes differ.
+        """
+        missing = [name for name in self.patterns if name not in state]
+        if missing:
+            raise SpecError(f"{what} lacks {len(missing)} tensors of the specification: {', '.join(missing[:5])}")
+        for name, shape in self.shapes.items():
+            if tuple(state[name].shape) != shape:
+                raise SpecError(f"{name} has shape {list(state[name].shape)} in {what}, {list(shape)} in the specification")
+
+    # --- writing and reading
+
+    @classmethod
+    def from_patterns(
+        cls,
+        patterns: Mapping[str, str],
+        like: nn.Module | Mapping[str, Tensor],
+        *,
+        over: Mapping[str, Sequence[str]] | None = None,
+    ) -> PermutationSpec:
+        """Build a specification written by hand.
+
+        Args:
+            patterns: for each tensor a pattern, as ``{"attn.weight": "(h=4 d) c"}``. Tensors that are left out are
+                pinned. A size is needed once for each name that never stands alone on an axis.
+            like: a model or state dict that has the shapes.
+            over: for each factor that varies over others, their names, as ``{"d": ["h"]}``. Nothing varies unless said.
+
+        Raises:
+            SignatureError: if a pattern does not parse.
+            SpecError: if a pattern does not fit its tensor.
+        """
+        tensors = like.state_dict() if isinstance(like, nn.Module) else like
+        parsed = {name: parse_pattern(pattern) for name, pattern in patterns.items()}
+        missing = [name for name in parsed if name not in tensors]
+        if missing:
+            raise SpecError(f"no tensor is called {', '.join(map(repr, missing))}; there are {', '.join(tensors)}")
+        sizes: dict[str, int] = {}
+        pinned: set[str] = set()
+        for name, pattern in parsed.items():
+            if len(pattern) != tensors[name].ndim:
+                raise SpecError(
+                    f'{name}: "{format_pattern(pattern)}" has {len(pattern)} axes, the tensor has shape '
+                    f"{list(tensors[name].shape)}"
+                )
+            for term, size in zip(pattern, tensors[name].shape, strict=True):
+                _collect(term, size, sizes, pinned)
+        for _ in sizes:  # a size inside a product or sum may need another's first
+            for name, pattern in parsed.items():
+                for term, size in zip(pattern, tensors[name].shape, strict=True):
+                    _solve(term, size, sizes)
+        used = dict.fromkeys(name for pattern in parsed.values() for name in names(pattern))
+        unsized = [name for name in used if name not in sizes]
+        if unsized:
+            raise SpecError(f"the size of {unsized[0]!r} cannot be told; write it once: {unsized[0]}=4")
+        order = sorted(used, key=lambda name: len((over or {}).get(name, ())))
+        return cls(
+            patterns={name: tuple(map(_bare, pattern)) for name, pattern in parsed.items()},
+            shapes={name: tuple(tensors[name].shape) for name in parsed},
+            factors={n: Factor(n, sizes[n], tuple((over or {}).get(n, ())), n in pinned) for n in order},
+        )
+
+    def to_json(self, *, indent: int | None = 1) -> str:
+        """Write the specification as JSON; :meth:`from_json` reads it back."""
+        return json.dumps(
+            {
+                "autoperm": _VERSION,
+                "factors": [
+                    {"name": f.name, "size": f.size, "over": list(f.over), "pinned": f.pinned}
+                    for f in self.factors.values()
+                ],
+                "tensors": {
+                    name: {"pattern": format_pattern(pattern), "shape": list(self.shapes[name])}
+                    for name, pattern in self.patterns.items()
+                },
+                "tied": dict(self.tied),
+            },
+            indent=indent,
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> PermutationSpec:
+        """Read a specification from JSON.
+
+        Raises:
+            SpecError: if the text is not a specification.
+
+        Example:
+            >>> spec = PermutationSpec.from_patterns({"weight": "h _"}, nn.Linear(2, 3))
+            >>> PermutationSpec.from_json(spec.to_json()) == spec
+            True
+        """
+        try:
+            data = json.loads(text)
+            if data["autoperm"] != _VERSION:
+                raise SpecError(f"this is version {data['autoperm']} of the format; this autoperm reads {_VERSION}")
+            return cls(
+                patterns={name: parse_pattern(tensor["pattern"]) for name, tensor in data["tensors"].items()},
+                shapes={name: tuple(tensor["shape"]) for name, tensor in data["tensors"].items()},
+                factors={f["name"]: Factor(f["name"], f["size"], tuple(f["over"]), f["pinned"]) for f in data["factors"]},
+                tied=data["tied"],
+            )
+        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+            raise SpecError(f"not a specification in JSON: {type(error).__name__}: {error}") from error
+
+    def __str__(self) -> str:
+        """Return a table that a person likes to read."""
+        from .report import describe_spec
+
+        return describe_spec(self)
+
+
+def _collect(term: Term, size: int, sizes: dict[str, int], pinned: set[str]) -> None:
+    if isinstance(term, Name):
+        sizes.setdefault(term.name, term.size or size)
+        if term.pinned:
+            pinned.add(term.name)
+    elif isinstance(term, (Product, Sum)):
+        for inner in term.terms:
+            if isinstance(inner, Name):
+                if inner.size is not None:
+                    sizes.setdefault(inner.name, inner.size)
+                if inner.pinned:
+                    pinned.add(inner.name)
+            else:
+                _collect(inner, 0, sizes, pinned)
+
+
+def _solve(term: Term, size: int, sizes: dict[str, int]) -> None:
+    if isinstance(term, Name):
+        sizes.setdefault(term.name, size)
+    if not isinstance(term, (Product, Sum)):
+        return
+    known = {inner: _known(inner, sizes) for inner in term.terms}
+    missing = [inner for inner in term.terms if known[inner] is None]
+    found = [n for n in (known[inner] for inner in term.terms) if n is not None]
+    if len(missing) == 1:
+        rest = size - sum(found) if isinstance(term, Sum) else size // max(prod(found), 1)
+        _solve(missing[0], rest, sizes)
+
+
+def _known(term: Term, sizes: Mapping[str, int]) -> int | None:
+    if isinstance(term, Name):
+        return sizes.get(term.name)
+    if isinstance(term, Pinned):
+        return term.size
+    if isinstance(term, (Product, Sum)):
+        inner = [_known(child, sizes) for child in term.terms]
+        known = [n for n in inner if n is not None]
+        if len(known) < len(inner):
+            return None
+        return prod(known) if isinstance(term, Product) else sum(known)
+    return None
+
+
+def _bare(term: Term) -> Term:
+    """Drop sizes and pins from the names: the factors have them."""
+    if isinstance(term, Name):
+        return Name(term.name)
+    if isinstance(term, (Product, Sum)):
+        return type(term)(tuple(map(_bare, term.terms)))
+    return term

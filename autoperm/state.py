@@ -1,0 +1,145 @@
+"""Checks on state dicts: same architecture, finite values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .errors import ArchitectureError, WeightsError
+
+_SHOWN = 8
+"""How many names an error message lists before it only counts the rest."""
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return the tensors of a model's state dict, without gradients and sharing the model's memory.
+
+    Entries that are not tensors (``_extra_state``) are left out.
+
+    Example:
+        >>> sorted(tensors(nn.Linear(2, 3)))
+        ['bias', 'weight']
+    """
+    state: dict[str, object] = model.state_dict()
+    return {name: value.detach() for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def check_same_architecture(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """Check that two state dicts have the same names, shapes, dtypes and devices.
+
+    Args:
+        a: State dict of model A.
+        b: State dict of model B.
+
+    Raises:
+        ArchitectureError: If they differ; the message lists the names with the shapes, dtypes or devices.
+
+    Example:
+        >>> check_same_architecture(nn.Linear(2, 3).state_dict(), nn.Linear(2, 3).state_dict())
+        >>> check_same_architecture(nn.Linear(2, 3).state_dict(), nn.Linear(2, 4).state_dict())
+        Traceback (most recent call last):
+        autoperm.errors.ArchitectureError: model A and model B do not have the same architecture:
+          weight: shape (3, 2) in A, (4, 2) in B
+          bias: shape (3,) in A, (4,) in B
+        Build both models with the same configuration.
+    """
+    faults = [f"{name}: only in A, with shape {_shape(tensor)}" for name, tensor in a.items() if name not in b]
+    faults += [f"{name}: only in B, with shape {_shape(tensor)}" for name, tensor in b.items() if name not in a]
+    both = [(name, tensor, b[name]) for name, tensor in a.items() if name in b]
+    faults += [f"{n}: shape {_shape(x)} in A, {_shape(y)} in B" for n, x, y in both if x.shape != y.shape]
+    faults += [f"{n}: {x.dtype} in A, {y.dtype} in B" for n, x, y in both if x.dtype != y.dtype]
+    moved = [f"{n}: on {x.device} in A, on {y.device} in B" for n, x, y in both if x.device != y.device]
+    if faults:
+        raise ArchitectureError(
+            "model A and model B do not have the same architecture:\n"
+            + _listing(faults)
+            + "\nBuild both models with the same configuration."
+        )
+    if moved:
+        raise ArchitectureError(
+            "model A and model B are not on the same device:\n"
+            + _listing(moved)
+            + "\nMove one of them with model.to(...)."
+        )
+
+
+def check_same_indices(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
+    """Check that integer and boolean tensors with more than one element are equal in both state dicts.
+
+    An index table or a mask has no midpoint; if it differs, a path would silently mix A's table with B's
+    weights. Single numbers are counters (``num_batches_tracked``) and may differ.
+
+    Args:
+        a: State dict of model A.
+        b: State dict of model B, of the same architecture.
+
+    Raises:
+        ArchitectureError: If such a tensor differs; the message lists the names.
+
+    Example:
+        >>> check_same_indices({"mask": torch.tensor([0, 1])}, {"mask": torch.tensor([0, 1])})
+    """
+    faults = [
+        f"{name}: {a[name].dtype}, shape {_shape(a[name])}"
+        for name in a
+        if not interpolates(a[name]) and a[name].numel() > 1 and not torch.equal(a[name], b[name])
+    ]
+    if faults:
+        raise ArchitectureError(
+            "model A and model B differ in integer or boolean tensors, between which there is no path:\n"
+            + _listing(faults)
+            + "\nGive both models the same tables, or fold masks into the weights."
+        )
+
+
+def check_finite(state: Mapping[str, Tensor], which: str) -> None:
+    """Check that all floating and complex tensors are finite.
+
+    Args:
+        state: State dict to check.
+        which: What the message calls it, for example ``"model A"``.
+
+    Raises:
+        WeightsError: If a tensor has NaN or infinite values; the message counts them by name.
+
+    Example:
+        >>> check_finite({"w": torch.tensor([1.0, float("nan")])}, "model A")
+        Traceback (most recent call last):
+        autoperm.errors.WeightsError: model A has NaN or infinite values:
+          w: 1 of 2 values
+        Load another checkpoint, or train again with a lower learning rate.
+    """
+    faults: list[str] = []
+    for name, tensor in state.items():
+        bad = int((~torch.isfinite(tensor)).sum()) if interpolates(tensor) else 0
+        if bad:
+            faults.append(f"{name}: {bad} of {tensor.numel()} values")
+    if faults:
+        raise WeightsError(
+            f"{which} has NaN or infinite values:\n"
+            + _listing(faults)
+            + "\nLoad another checkpoint, or train again with a lower learning rate."
+        )
+
+
+def interpolates(tensor: Tensor) -> bool:
+    """Whether a tensor has values between its values: floating or complex, not integer or boolean.
+
+    Example:
+        >>> interpolates(torch.tensor(1.0)), interpolates(torch.tensor(1))
+        (True, False)
+    """
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _shape(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(tensor.shape)
+
+
+def _listing(faults: list[str]) -> str:
+    lines = [f"  {fault}" for fault in faults[:_SHOWN]]
+    if len(faults) > _SHOWN:
+        lines.append(f"  and {len(faults) - _SHOWN} more")
+    return "\n".join(lines)

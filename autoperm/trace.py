@@ -1,0 +1,290 @@
+"""A model, and example inputs, to a functional graph. The only file that knows ``torch.export``.
+
+``export(...).run_decompositions({})`` gives the level that rules want: structured operations stay whole (``linear``,
+``conv2d``, ``layer_norm``, ``scaled_dot_product_attention``, ``lstm``), and writes in place become functional ones
+(``slice_scatter``, ``copy``). A rule that ignored a write through a view would be unsound.
+
+The model is never touched. It is copied without its weights' memory: the copy's parameters share the storage of the
+originals, which tracing under fake tensors does not write to. The copy is toggled through training mode once, because
+some models keep tensors made from their parameters in a cache that evaluation fills and training clears.
+"""
+
+from __future__ import annotations
+
+import copy
+import operator
+import re
+import warnings
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+
+from .errors import TraceError
+from .graph import Call, Graph, Value, Where
+
+_FOLD_LIMIT = 1 << 22
+"""Constants of more elements than this are not evaluated; their axes are pinned."""
+
+_NOISE = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "_set_grad_enabled")
+_SOURCE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n\s*(?P<code>[^\n]*)')
+
+
+def trace(
+    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
+) -> Graph:
+    """Trace a model in evaluation mode to a functional graph.
+
+    Args:
+        model: any module; it is left as it is, including its mode, caches, buffers and gradients.
+        args: positional example inputs.
+        kwargs: example inputs by name.
+
+    Raises:
+        TraceError: if the model does not run on the inputs, or its control flow depends on data.
+
+    Example:
+        >>> graph = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (torch.zeros(2, 3),))
+        >>> [str(call.op) for call in graph.calls]
+        ['aten.linear.default', 'aten.relu.default']
+    """
+    for where, value in [*enumerate(args), *(kwargs or {}).items()]:
+        if value is model or isinstance(value, nn.Module):
+            raise TraceError(f"example input {where!r} is a module; pass tensors")
+    replica = replicate(model)
+    exported = _export(replica, tuple(args), dict(kwargs or {}))
+    return _read(exported, replica)
+
+
+def replicate(model: nn.Module) -> nn.Module:
+    """Copy a model in evaluation mode, its parameters sharing the originals' storage."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, Tensor) and not value.is_leaf:  # a cache of something computed from parameters
+                memo[id(value)] = value.detach().clone()
+    try:
+        replica = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise TraceError(f"{type(model).__name__} cannot be copied for tracing: {error}") from error
+    return replica.train().eval()
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    name = type(model).__name__
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, kwargs, strict=False).run_decompositions({})
+    except Exception as error:
+        shapes = _describe(args, kwargs)
+        text = str(error)
+        if re.search(r"data.?dependent|GuardOnDataDependent|Could not guard|\.item\(\)|unbacked", text + repr(type(error))):
+            source = _user_line(error)
+            raise TraceError(
+                f"the control flow of {name} depends on the values of tensors, so one graph cannot stand for it"
+                + (f"\n  {source}" if source else "")
+                + f"\n  traced with: {shapes}\n  Write the branch without data (torch.where), or pass a hand-written "
+                "specification: autoperm.PermutationSpec.from_patterns({...})"
+                + f"\n  torch.export said: {text.strip().splitlines()[0] if text.strip() else type(error).__name__}"
+            ) from error
+        raise TraceError(
+            f"{name} does not run on the example inputs ({shapes})\n  {type(error).__name__}: "
+            f"{text.strip().splitlines()[0] if text.strip() else ''}\n"
+            f"  Pass inputs that its forward accepts: example_inputs=(tensor, ...)"
+        ) from error
+
+
+def _describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    def one(value: Any) -> str:
+        if isinstance(value, Tensor):
+            return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+        return type(value).__name__
+
+    return ", ".join([*map(one, args), *(f"{key}={one(value)}" for key, value in kwargs.items())]) or "no inputs"
+
+
+def _user_line(error: BaseException) -> str:
+    """The innermost line of the traceback that is neither torch's nor ours."""
+    found, step = "", error.__traceback__
+    while step is not None:
+        file = step.tb_frame.f_code.co_filename
+        if "/torch/" not in file and "/autoperm/" not in file and not file.startswith("<"):
+            found = f"{file}:{step.tb_lineno} in {step.tb_frame.f_code.co_name}"
+        step = step.tb_next
+    return found
+
+
+def _read(exported: ExportedProgram, model: nn.Module) -> Graph:
+    originals = _originals(model)
+    # Names that share one tensor are one value.
+    first_name: dict[Any, str] = {}
+    values: dict[str, Value] = {}
+    for name, tensor in originals.items():
+        first = first_name.setdefault(_identity(tensor), name)
+        if first == name:
+            kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
+            if not (tensor.is_floating_point() or tensor.is_complex()):
+                kind = "constant"
+            values[name] = Value(name, tuple(tensor.shape), kind, tensor if kind == "constant" else None)
+        else:
+            values[name] = values[first]
+
+    nodes: dict[str, Any] = {}
+    inputs: list[Value] = []
+    constants = {**exported.constants, **exported.state_dict}
+    specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
+    calls: list[Call] = []
+    outputs: list[Value] = []
+    for node in exported.graph.nodes:
+        if node.op == "placeholder":
+            spec = specs[node.name]
+            if spec.target is not None and spec.target in values:
+                nodes[node.name] = values[spec.target]
+            elif spec.kind == InputKind.USER_INPUT:
+                nodes[node.name] = _value(node, "input")
+                if isinstance(nodes[node.name], Value):
+                    inputs.append(nodes[node.name])
+            else:
+                nodes[node.name] = _value(node, "constant")
+                data = constants.get(spec.target or "")
+                if isinstance(data, Tensor) and isinstance(nodes[node.name], Value):
+                    nodes[node.name].data = data.detach()
+        elif node.op == "output":
+            for spec, argument in zip(exported.graph_signature.output_specs, node.args[0], strict=True):
+                value = _resolve(argument, nodes)
+                if isinstance(value, Value) and spec.kind != OutputKind.LOSS_OUTPUT:
+                    value.used = True
+                    outputs.append(value)
+        elif node.op == "get_attr":
+            nodes[node.name] = getattr(exported.graph_module, node.target, None)
+        elif node.target is operator.getitem and isinstance(nodes.get(node.args[0].name), tuple):
+            nodes[node.name] = nodes[node.args[0].name][node.args[1]]
+        elif not any(word in str(node.target) for word in _NOISE):
+            call, result = _call(node, nodes)
+            nodes[node.name] = result
+            if call is not None:
+                calls.append(call)
+    for call in calls:
+        for operand in call.operands():
+            operand.used = True
+    state = [name for name in model.state_dict(keep_vars=True) if name in values]
+    order = state + [name for name in values if name not in set(state) and values[name].kind == "parameter"]
+    tensors = {name: values[name] for name in order if values[name].kind in ("parameter", "buffer")}
+    return Graph(calls, tensors, inputs, outputs, _overlapping(originals))
+
+
+def _originals(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers under every name, tied ones too."""
+    persistent = set(model.state_dict(keep_vars=True))
+    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        if name in persistent:
+            found[name] = buffer
+    return found
+
+
+def _identity(tensor: Tensor) -> Any:
+    """Equal for tensors that are the same memory read in the same way."""
+    if tensor.device.type == "meta" or tensor.numel() == 0:
+        return id(tensor)
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
+
+
+def _overlapping(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of different tensors whose ranges in one storage overlap."""
+    ranges: dict[int, list[tuple[int, int, str]]] = defaultdict(list)
+    seen: set[Any] = set()
+    for name, tensor in tensors.items():
+        if tensor.device.type == "meta" or tensor.numel() == 0 or _identity(tensor) in seen:
+            continue
+        seen.add(_identity(tensor))
+        span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        start = tensor.data_ptr()
+        ranges[tensor.untyped_storage().data_ptr()].append((start, start + span * tensor.element_size(), name))
+    found = set()
+    for group in ranges.values():
+        reach, owner = -1, ""
+        for start, stop, name in sorted(group):
+            if start < reach:
+                found |= {name, owner}
+            if stop > reach:
+                reach, owner = stop, name
+    return sorted(found)
+
+
+def _value(node: torch.fx.Node, kind: str) -> Any:
+    meta = node.meta.get("val")
+    if isinstance(meta, Tensor):
+        return Value(node.name, tuple(int(n) for n in meta.shape), kind)
+    return meta
+
+
+def _resolve(argument: Any, nodes: Mapping[str, Any]) -> Any:
+    if isinstance(argument, torch.fx.Node):
+        return nodes[argument.name]
+    if isinstance(argument, (list, tuple)):
+        return [_resolve(item, nodes) for item in argument]
+    return argument
+
+
+def _call(node: torch.fx.Node, nodes: Mapping[str, Any]) -> tuple[Call | None, Any]:
+    """Return the call for a node (None if it was folded) and what the node stands for."""
+    args = tuple(_resolve(argument, nodes) for argument in node.args)
+    kwargs = {key: _resolve(argument, nodes) for key, argument in node.kwargs.items()}
+    meta = node.meta.get("val")
+    many = isinstance(meta, (list, tuple))
+    results = tuple(
+        Value(f"{node.name}.{i}" if many else node.name, tuple(int(n) for n in item.shape))
+        if isinstance(item, Tensor)
+        else None
+        for i, item in enumerate(meta if isinstance(meta, (list, tuple)) else [meta])
+    )
+    call = Call(node.target, args, kwargs, results, _where(node))
+    if all(operand.kind == "constant" for operand in call.operands()) and _fold(call):
+        return None, results if many else results[0]
+    return call, (results if many else results[0] if results[0] is not None else meta)
+
+
+def _fold(call: Call) -> bool:
+    """Compute a call that no parameter and no input feeds; tell whether that was possible."""
+    op = call.op
+    if not isinstance(op, torch._ops.OpOverload) or torch.Tag.nondeterministic_seeded in op.tags:
+        return False
+    size = sum(torch.Size(result.shape).numel() for result in call.results if result is not None)
+    if size > _FOLD_LIMIT or any(operand.data is None for operand in call.operands()):
+        return False
+    try:
+        with torch.no_grad():
+            made = op(*_data(call.args), **_data(call.kwargs))
+    except Exception:  # whatever goes wrong in computing a constant early, the call itself stays in the graph
+        return False
+    for result, data in zip(call.results, made if isinstance(made, (list, tuple)) else [made], strict=True):
+        if result is not None:
+            result.kind, result.data = "constant", data
+    return True
+
+
+def _data(argument: Any) -> Any:
+    if isinstance(argument, Value):
+        return argument.data
+    if isinstance(argument, dict):
+        return {key: _data(item) for key, item in argument.items()}
+    if isinstance(argument, (list, tuple)):
+        return type(argument)(_data(item) for item in argument)
+    return argument
+
+
+def _where(node: torch.fx.Node) -> Where:
+    stack = node.meta.get("nn_module_stack") or {}
+    path = next((str(path) for path, _ in reversed(list(stack.values()))), "")
+    found = [match for match in _SOURCE.finditer(node.meta.get("stack_trace") or "")]
+    theirs = [match for match in found if "/torch/" not in match["file"]] or found
+    source = f"{theirs[-1]['file']}:{theirs[-1]['line']}: {theirs[-1]['code']}" if theirs else ""
+    return Where(path.removeprefix("L['self'].").removeprefix("L['self']"), source)

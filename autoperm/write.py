@@ -1,0 +1,291 @@
+"""Settled terms to patterns: the last step of discovery, where variables become names.
+
+A family that lies behind a sum in its own axis is written by distributing the sum over it: three members of ``h`` and
+``d`` over the parts of an axis of length 3 are ``((h d) + (h d) + (h e))``. A family that cannot be written so (its axis
+is another axis of the parameter, or stands to its right) collapses: fewer symmetries, never a wrong one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+
+from .axes import CONSTANT, FAMILY, PRODUCT, SUM, Pin, Term, collapse, factor, find, has_family, parts_of, pin
+from .graph import Call, Graph, Value
+from .presence import Cell, chosen_member, flatten, settle, varies_over
+from .rules import op_name
+from .signature import Name, Pattern, Pinned, Product, Sum
+from .signature import Term as Notation
+from .spec import Factor, PermutationSpec
+
+Leaf = Term
+"""A factor with a place in the notation: the tree below is notation with terms for names."""
+
+
+class _CollapsedError(Exception):
+    """A family could not be written and was collapsed; settle again and start over."""
+
+
+def write_spec(
+    graph: Graph, tensors: Sequence[Sequence[Term]], unknown: Sequence[object]
+) -> PermutationSpec:
+    """Settle terms and write the patterns of a graph's tensors.
+
+    Args:
+        graph: the traced model.
+        tensors: the terms of every tensor, those of the graph's own tensors first and in their order.
+        unknown: operations that no rule knew.
+    """
+    values = list(dict.fromkeys(graph.tensors.values()))
+    while True:
+        found_cells = settle(tensors, len(values))
+        try:
+            trees = {value: [_tree([find(term)]) for term in tensors[i]] for i, value in enumerate(values)}
+            break
+        except _CollapsedError:
+            continue
+    _pin_unused(found_cells)
+    cells = list(found_cells)
+    merges = _neighbours(cells, trees)
+    cells = [tuple(tuple(_merge(list(axis), merges)) for axis in cell) for cell in cells]
+    over = varies_over(cells)
+    indices = {axis for axes in over.values() for axis in axes}
+    leaves = {value: [[_merged_tree(node, merges)] for node in tree] for value, tree in trees.items()}
+    found: dict[Term, Factor] = {}
+    called = _Names()
+    for name, value in graph.tensors.items():
+        for axis, nodes in sorted(enumerate(leaves[value]), key=lambda pair: pair[0] > 0):
+            del axis
+            for leaf in _leaves(nodes[0]):
+                if leaf not in found and leaf.size > 1 and (leaf.pin is None or leaf in indices):
+                    found[leaf] = Factor(called.new(name), leaf.size, (), leaf.pin is not None)
+    for leaf in found:
+        inside = [axis for axis in over.get(leaf, ()) if axis in found]
+        found[leaf] = Factor(found[leaf].name, leaf.size, tuple(found[axis].name for axis in inside), leaf.pin is not None)
+    first = {value: name for name, value in reversed(graph.tensors.items())}
+    patterns = {
+        name: tuple(_notation(nodes[0], found) for nodes in leaves[value]) for name, value in graph.tensors.items()
+    }
+    used = {leaf for nodes in leaves.values() for node in nodes for leaf in _leaves(node[0])}
+    factors = sorted((f for leaf, f in found.items() if leaf in used), key=lambda f: len(f.over))
+    return PermutationSpec(
+        patterns=patterns,
+        shapes={name: value.shape for name, value in graph.tensors.items()},
+        factors={f.name: f for f in factors},
+        tied={name: first[value] for name, value in graph.tensors.items() if first[value] != name},
+        reasons={name: tuple(_reason(node[0]) for node in leaves[value]) for name, value in graph.tensors.items()},
+        unknown=tuple(map(str, unknown)),
+    )
+
+
+def _pin_unused(cells: Mapping[Cell, bool]) -> None:
+    """Pin what nothing is computed from, such as the rows of a position table beyond the length that was traced."""
+    computed = {term for cell, inside in cells.items() if inside for axis in cell for term in axis}
+    for cell in cells:
+        for axis in cell:
+            for term in axis:
+                if term not in computed:
+                    pin(term, Pin("the traced path never uses this part"))
+
+
+# --- a tree: a leaf term, or ("product" | "sum", children)
+
+Tree = Term | tuple[str, list["Tree"]]
+
+
+def _tree(terms: list[Term]) -> Tree:
+    """Write a row-major product of terms, distributing sums over the families behind them."""
+    flat = flatten(terms)
+    nodes: list[Tree] = []
+    for index, term in enumerate(flat):
+        if term.kind == FAMILY:
+            collapse(term)
+            raise _CollapsedError
+        if term.kind == SUM:
+            rest = flat[index + 1 :]
+            if any(has_family(other) for other in rest):
+                nodes.append(("sum", [_tree([part, *(_at(other, part) for other in rest)]) for part in parts_of(term)]))
+                break
+            nodes.append(("sum", [_tree([part]) for part in parts_of(term)]))
+        elif term.size > 1:
+            nodes.append(term)
+    if not nodes:
+        return flat[0] if flat else factor(1)
+    return nodes[0] if len(nodes) == 1 else ("product", nodes)
+
+
+def _at(term: Term, part: Term) -> Term:
+    """Return a term as it is at a part of an axis to its left."""
+    term = find(term)
+    while term.kind == FAMILY:
+        member = chosen_member(term, part)
+        if member is None:
+            return term
+        term = member
+    if term.kind in (PRODUCT, SUM) and has_family(term):
+        children = [_at(child, part) for child in term.children]
+        return Term(term.kind, term.size, children)
+    return term
+
+
+def _leaves(tree: Tree) -> Iterator[Term]:
+    if isinstance(tree, Term):
+        yield tree
+    else:
+        for child in tree[1]:
+            yield from _leaves(child)
+
+
+# --- neighbours that nothing tells apart
+
+
+def _neighbours(cells: Sequence[Cell], trees: Mapping[Value, list[Tree]]) -> dict[Term, tuple[Term, Term]]:
+    """Find pairs of factors that stand side by side wherever either stands: they are one factor.
+
+    Returns:
+        For the left factor of each pair, its right neighbour and the factor that both become.
+    """
+    after: dict[Term, set[Term | None]] = defaultdict(set)
+    before: dict[Term, set[Term | None]] = defaultdict(set)
+
+    def note(row: Sequence[Term | None]) -> None:
+        for left, right in zip([None, *row], [*row, None], strict=True):
+            if left is not None:
+                after[left].add(right)
+            if right is not None:
+                before[right].add(left)
+
+    def walk(tree: Tree) -> None:
+        if isinstance(tree, Term):
+            note([tree])
+            return
+        kind, children = tree
+        if kind == "product":
+            note([child if isinstance(child, Term) else None for child in children])
+        for child in children:
+            if kind == "sum" or not isinstance(child, Term):
+                walk(child)
+
+    for cell in cells:
+        for axis in cell:
+            note(axis)
+    for nodes in trees.values():
+        for node in nodes:
+            walk(node)
+    merges = {}
+    for left, following in after.items():
+        right = next(iter(following))
+        if right is None or len(following) > 1 or before[right] != {left}:
+            continue
+        if left.pin is None and right.pin is None and left is not right:
+            merges[left] = (right, factor(left.size * right.size))
+    return _chains(merges)
+
+
+def _chains(merges: dict[Term, tuple[Term, Term]]) -> dict[Term, tuple[Term, Term]]:
+    """Let chains of three or more merge one pair after another, from the right."""
+    for left in sorted(merges, key=lambda term: term.order, reverse=True):
+        right, _ = merges[left]
+        size = right.size
+        if right in merges:
+            size = merges[right][1].size
+        merges[left] = (right, factor(left.size * size))
+    return merges
+
+
+def _merge(row: list[Term], merges: Mapping[Term, tuple[Term, Term]]) -> list[Term]:
+    result: list[Term] = []
+    for term in reversed(row):
+        if term in merges and result:
+            result[-1] = merges[term][1]
+        else:
+            result.append(term)
+    return result[::-1]
+
+
+def _merged_tree(tree: Tree, merges: Mapping[Term, tuple[Term, Term]]) -> Tree:
+    if isinstance(tree, Term):
+        return tree
+    kind, children = tree
+    children = [_merged_tree(child, merges) for child in children]
+    if kind == "product":
+        result: list[Tree] = []
+        for child in reversed(children):
+            if isinstance(child, Term) and child in merges and result:
+                result[-1] = merges[child][1]
+            else:
+                result.append(child)
+        children = result[::-1]
+    return children[0] if len(children) == 1 else (kind, children)
+
+
+# --- names and notation
+
+
+class _Names:
+    """Names after the module that owns the first tensor to carry a factor."""
+
+    def __init__(self) -> None:
+        self.taken: set[str] = set()
+
+    def new(self, tensor: str) -> str:
+        base = re.sub(r"[^A-Za-z0-9_.\-]", "_", tensor.rpartition(".")[0] or tensor)
+        base = base if base[0].isalpha() else f"P{base}"
+        name, count = base, 1
+        while name in self.taken:
+            count += 1
+            name = f"{base}.{chr(96 + count)}" if count <= 26 else f"{base}.{count}"
+        self.taken.add(name)
+        return name
+
+
+def _notation(tree: Tree, found: Mapping[Term, Factor], *, inside: bool = False) -> Notation:
+    if isinstance(tree, Term):
+        if tree in found:
+            return Name(found[tree].name)
+        return Pinned(tree.size) if inside or tree.size == 1 else Pinned()
+    kind, children = tree
+    if all(leaf not in found for leaf in _leaves(tree)):
+        return Pinned(_size(tree)) if inside else Pinned()
+    inner: list[Notation] = []
+    for child in children:
+        node = _notation(child, found, inside=True)
+        previous = inner[-1] if inner else None
+        if isinstance(node, Pinned) and isinstance(previous, Pinned) and node.size and previous.size:
+            inner[-1] = Pinned(previous.size * node.size if kind == "product" else previous.size + node.size)
+        elif type(node) is (Product if kind == "product" else Sum):
+            inner += node.terms
+        else:
+            inner.append(node)
+    return inner[0] if len(inner) == 1 else (Product if kind == "product" else Sum)(tuple(inner))
+
+
+def _size(tree: Tree) -> int:
+    if isinstance(tree, Term):
+        return tree.size
+    sizes = [_size(child) for child in tree[1]]
+    if tree[0] == "sum":
+        return sum(sizes)
+    result = 1
+    for size in sizes:
+        result *= size
+    return result
+
+
+def _reason(tree: Tree) -> str:
+    """Why an axis, or a part of it, is pinned."""
+    for leaf in _leaves(tree):
+        if leaf.pin is not None and leaf.size > 1 and leaf.kind != CONSTANT:
+            return describe_pin(leaf.pin)
+    return ""
+
+
+def describe_pin(why: Pin) -> str:
+    """Say in words why a factor is pinned, and where."""
+    if isinstance(why.origin, Call):
+        return f"{why.reason}: {op_name(why.origin.op)} {why.origin.where}"
+    return why.reason
+
+
+__all__ = ["Pattern", "describe_pin", "write_spec"]

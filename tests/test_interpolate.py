@@ -1,0 +1,367 @@
+"""Paths between models, and barriers."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from autoperm.errors import ArchitectureError, EvaluationError, SpecError, WeightsError
+from autoperm.evaluate import Evaluator
+from autoperm.interpolate import Curve, interpolate
+
+Reference = Literal["mean", "chord"]
+REFERENCES: tuple[Reference, ...] = ("mean", "chord")
+values = st.floats(-1e3, 1e3)
+
+
+def net(seed: int) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.ReLU(), nn.Linear(5, 2)).double()
+
+
+def inputs(samples: int = 8) -> Tensor:
+    return torch.randn(samples, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def targets(samples: int = 8) -> Tensor:
+    return torch.arange(samples) % 2
+
+
+def line(points: int) -> tuple[float, ...]:
+    return tuple(i / (points - 1) for i in range(points))
+
+
+def made(*loss: float) -> Curve:
+    return Curve(line(len(loss)), {"loss": loss})
+
+
+def weightless(model: nn.Module) -> dict[str, float]:
+    return {"loss": 0.0}
+
+
+# --- the path -----------------------------------------------------------------------------------------------------
+
+
+def test_the_ends_are_the_models_bitwise() -> None:
+    a, b = net(0), net(1)
+    seen: list[dict[str, Tensor]] = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        seen.append(copy.deepcopy(model.state_dict()))
+        return {"loss": 0.0}
+
+    interpolate(a, b, evaluate, points=3)
+    torch.testing.assert_close(seen[0], dict(a.state_dict()), rtol=0, atol=0)
+    torch.testing.assert_close(seen[2], dict(b.state_dict()), rtol=0, atol=0)
+    middle = {name: (tensor + b.state_dict()[name]) / 2 for name, tensor in a.state_dict().items()}
+    middle["1.num_batches_tracked"] = torch.tensor(0)
+    torch.testing.assert_close(seen[1], middle)
+
+
+@pytest.mark.parametrize("points", [2, 3, 7, 25])
+def test_the_positions_include_both_ends(points: int) -> None:
+    curve = interpolate(net(0), net(1), weightless, points=points)
+    assert curve.lam[0] == 0.0
+    assert curve.lam[-1] == 1.0
+    torch.testing.assert_close(torch.tensor(curve.lam), torch.linspace(0, 1, points))
+
+
+def test_the_ends_score_what_the_models_score() -> None:
+    a, b = net(0), net(1)
+    evaluate = Evaluator.from_tensors(inputs(), targets())
+    curve = interpolate(a, b, evaluate, points=4)
+    for metric, scores in curve.metrics.items():
+        assert scores[0] == evaluate(a)[metric]
+        assert scores[-1] == evaluate(b)[metric]
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("points", [2, 10, 25])
+def test_no_barrier_from_a_model_to_itself(reference: Reference, points: int) -> None:
+    curve = interpolate(net(0), net(0), Evaluator.from_tensors(inputs(), targets()), points=points)
+    assert curve.barrier("loss", reference=reference) == 0.0
+    assert curve.barrier("accuracy", reference=reference) == 0.0
+
+
+@pytest.mark.parametrize("renormalize", [None, "batch_norm"])
+def test_the_models_are_not_changed(renormalize: Literal["batch_norm"] | None) -> None:
+    a, b = net(0), net(1)
+    a[1].eval()
+    b.eval()
+    for model in (a, b):
+        model(inputs()).sum().backward()
+    states = [copy.deepcopy(model.state_dict()) for model in (a, b)]
+    grads = [[p.grad.clone() for p in model.parameters() if p.grad is not None] for model in (a, b)]
+    modes = [[module.training for module in model.modules()] for model in (a, b)]
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        assert not any(module.training for module in model.modules())
+        model.train()
+        model(inputs())
+        for parameter in model.parameters():
+            parameter.data.zero_()
+        return {"loss": 0.0}
+
+    interpolate(a, b, evaluate, points=3, renormalize=renormalize, data=[inputs()] if renormalize else None)
+    for model, state, grad, mode in zip((a, b), states, grads, modes, strict=True):
+        torch.testing.assert_close(model.state_dict(), state, rtol=0, atol=0)
+        torch.testing.assert_close([p.grad for p in model.parameters()], grad, rtol=0, atol=0)
+        assert [module.training for module in model.modules()] == mode
+
+
+def test_what_evaluate_does_to_the_model_does_not_reach_the_next_point() -> None:
+    seen: list[float] = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        bias = next(p for name, p in model.named_parameters() if name == "bias")
+        seen.append(bias.item())
+        bias.data.fill_(99.0)
+        return {"loss": 0.0}
+
+    a, b = nn.Linear(1, 1), nn.Linear(1, 1)
+    a.bias.data.fill_(0.0)
+    b.bias.data.fill_(4.0)
+    interpolate(a, b, evaluate, points=5)
+    assert seen == [0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_renormalized_at_every_point_and_both_ends() -> None:
+    a, b = net(0), net(1)
+    errors: list[float] = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        first, norm = list(model.children())[:2]
+        with torch.no_grad():
+            mean = first(inputs()).mean(0)
+        errors.append(float((norm.get_buffer("running_mean") - mean).abs().max()))
+        return {"loss": 0.0}
+
+    interpolate(a, b, evaluate, points=5, renormalize="batch_norm", data=[(inputs(), targets())])
+    assert len(errors) == 5
+    assert max(errors) < 1e-14
+
+
+def test_extra_state_stays() -> None:
+    class Extra(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"version": 1}
+
+        def set_extra_state(self, state: object) -> None:
+            assert state == {"version": 1}
+
+    interpolate(Extra(1, 1), Extra(1, 1), weightless, points=3)
+
+
+class Tied(nn.Module):
+    def __init__(self, *, tied: bool) -> None:
+        super().__init__()
+        self.encode, self.decode = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
+        if tied:
+            self.decode.weight = self.encode.weight
+
+
+def test_tied_weights() -> None:
+    interpolate(Tied(tied=True), Tied(tied=True), weightless, points=3)
+    with pytest.raises(ArchitectureError, match=r"'encode\.weight'.*tied weights"):
+        interpolate(Tied(tied=True), Tied(tied=False), weightless)
+
+
+def test_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    interpolate(net(0), net(1), weightless, points=3)
+    assert capsys.readouterr().err == ""
+    interpolate(net(0), net(1), weightless, points=3, progress=True)
+    assert "3/3" in capsys.readouterr().err
+
+
+def test_numbers_of_any_kind() -> None:
+    curve = interpolate(
+        net(0), net(1), lambda model: {"loss": torch.tensor([2.0], requires_grad=True), "n": 3}, points=2
+    )
+    assert curve.metrics == {"loss": (2.0, 2.0), "n": (3.0, 3.0)}
+
+
+# --- errors of the path -------------------------------------------------------------------------------------------
+
+
+def test_architectures_and_weights_are_checked() -> None:
+    with pytest.raises(ArchitectureError, match=r"weight: shape \(1, 2\) in A, \(1, 3\) in B"):
+        interpolate(nn.Linear(2, 1), nn.Linear(3, 1), weightless)
+    broken = net(1)
+    nn.init.constant_(broken[0].bias, math.nan)  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match=r"model B has NaN or infinite values:\n  0\.bias: 5 of 5"):
+        interpolate(net(0), broken, weightless)
+    with pytest.raises(WeightsError, match="model A"):
+        interpolate(broken, net(0), weightless)
+
+
+def test_points_must_be_two_or_more() -> None:
+    with pytest.raises(SpecError, match="points is 1"):
+        interpolate(net(0), net(1), weightless, points=1)
+
+
+def test_renormalize_and_data_belong_together() -> None:
+    with pytest.raises(SpecError, match=r"needs data=\.\.\."):
+        interpolate(net(0), net(1), weightless, renormalize="batch_norm")
+    with pytest.raises(SpecError, match="data is given"):
+        interpolate(net(0), net(1), weightless, data=[inputs()])
+    with pytest.raises(SpecError, match="'repair'; choose 'batch_norm'"):
+        interpolate(net(0), net(1), weightless, renormalize="repair")  # type: ignore[arg-type]
+
+
+def test_data_must_be_rereadable() -> None:
+    def batches() -> Iterator[Tensor]:
+        yield inputs()
+
+    with pytest.raises(EvaluationError, match="read only once"):
+        interpolate(net(0), net(1), weightless, renormalize="batch_norm", data=batches())
+
+
+def test_higher_is_better_is_not_a_string() -> None:
+    with pytest.raises(SpecError, match=r"\('accuracy',\)"):
+        interpolate(net(0), net(1), weightless, higher_is_better="accuracy")
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (0.5, r"0\.5 \(float\), but must return a dictionary"),
+        (None, "None .NoneType."),
+        (torch.zeros(2), r"a tensor of shape \(2,\)"),
+        ({}, "empty dictionary"),
+        ({1: 0.5}, "metric named 1"),
+        ({"loss": "low"}, r"metric 'loss' is 'low' \(str\) at lam = 0"),
+        ({"loss": torch.zeros(3)}, r"metric 'loss' is a tensor of shape \(3,\)"),
+        ({"loss": None}, "metric 'loss' is None"),
+        ({"loss": math.nan}, "metric 'loss' is nan at lam = 0"),
+        ({"loss": torch.tensor(math.inf)}, "metric 'loss' is inf at lam = 0"),
+    ],
+)
+def test_bad_results_name_the_metric_and_the_value(result: Any, message: str) -> None:
+    with pytest.raises(EvaluationError, match=message):
+        interpolate(net(0), net(1), lambda model: result, points=3)
+
+
+def test_a_bad_value_in_the_middle_names_its_position() -> None:
+    results = iter([1.0, math.nan, 1.0])
+    with pytest.raises(EvaluationError, match=r"at lam = 0\.5"):
+        interpolate(net(0), net(1), lambda model: {"loss": next(results)}, points=3)
+
+
+def test_metrics_must_not_change() -> None:
+    results = iter([{"loss": 1.0}, {"risk": 1.0}])
+    with pytest.raises(EvaluationError, match=r"'risk' at lam = 1, but 'loss' at lam = 0"):
+        interpolate(net(0), net(1), lambda model: next(results), points=2)
+
+
+# --- barriers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("loss", "mean", "chord"),
+    [
+        ((1.0, 3.0, 1.0), 2.0, 2.0),
+        ((0.0, 3.0, 2.0), 2.0, 2.0),
+        ((0.0, 2.0, 2.0, 3.0, 4.0), 2.0, 1.0),
+        ((0.0, 0.0, 4.0), 2.0, 0.0),
+        ((4.0, 0.0), 2.0, 0.0),
+        ((1.0, 0.0, 1.0), 0.0, 0.0),
+    ],
+)
+def test_barriers_by_hand(loss: tuple[float, ...], mean: float, chord: float) -> None:
+    assert made(*loss).barrier() == mean
+    assert made(*loss).barrier(reference="chord") == chord
+
+
+@given(values, values, st.floats(0, 1e3), st.integers(2, 30))
+def test_a_convex_curve_has_no_chord_barrier(start: float, end: float, bend: float, points: int) -> None:
+    curve = made(*((1 - lam) * start + lam * end - bend * lam * (1 - lam) for lam in line(points)))
+    assert curve.barrier(reference="chord") == pytest.approx(0, abs=1e-9)
+
+
+@given(st.lists(values, min_size=2, max_size=30), st.booleans())
+def test_a_monotone_curve_has_half_its_gap_as_mean_barrier(loss: list[float], falling: bool) -> None:
+    curve = made(*sorted(loss, reverse=falling))
+    assert curve.barrier() == pytest.approx((max(loss) - min(loss)) / 2, abs=1e-9)
+
+
+@given(st.lists(values, min_size=2, max_size=30))
+def test_lower_bounds(loss: list[float]) -> None:
+    curve = made(*loss)
+    assert curve.barrier() >= abs(loss[0] - loss[-1]) / 2 - 1e-9
+    assert curve.barrier(reference="chord") >= 0
+
+
+@given(st.lists(values, min_size=2, max_size=30))
+def test_the_references_agree_between_equal_ends(loss: list[float]) -> None:
+    curve = made(*loss, loss[0])
+    assert curve.barrier() == curve.barrier(reference="chord")
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30))
+def test_the_barrier_of_the_accuracy_is_that_of_the_error(accuracy: list[float]) -> None:
+    error = tuple(1 - value for value in accuracy)
+    curve = Curve(line(len(error)), {"error": error, "accuracy": tuple(accuracy)})
+    for reference in REFERENCES:
+        expected = curve.barrier("error", reference=reference)
+        assert curve.barrier("accuracy", reference=reference) == pytest.approx(expected, abs=1e-12)
+
+
+def test_unknown_metrics_and_references_list_the_valid_ones() -> None:
+    curve = Curve(line(2), {"loss": (0.0, 0.0), "accuracy": (1.0, 1.0)})
+    with pytest.raises(SpecError, match="no metric 'los'; it has 'loss', 'accuracy'"):
+        curve.barrier("los")
+    with pytest.raises(SpecError, match="'median' for a barrier; choose from 'mean', 'chord'"):
+        curve.barrier(reference="median")  # type: ignore[arg-type]
+
+
+# --- the curve as an object ---------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(values, values), min_size=2, max_size=9))
+def test_json_gives_the_curve_back(rows: list[tuple[float, float]]) -> None:
+    loss, risk = zip(*rows, strict=True)
+    curve = Curve(line(len(rows)), {"loss": loss, "risk": risk}, higher_is_better=("risk",))
+    assert Curve.from_dict(json.loads(json.dumps(curve.to_dict()))) == curve
+
+
+def test_from_dict_names_what_is_missing() -> None:
+    with pytest.raises(SpecError, match="'metrics' is missing"):
+        Curve.from_dict({"lam": [0, 1], "higher_is_better": []})
+
+
+@pytest.mark.parametrize("lam", [(), (0.0,), (0.0, 0.5), (0.1, 1.0), (0.0, 0.7, 0.6, 1.0), (0.0, math.nan, 1.0)])
+def test_positions_rise_from_0_to_1(lam: tuple[float, ...]) -> None:
+    with pytest.raises(SpecError, match="must rise from 0 to 1"):
+        Curve(lam, {"loss": (0.0,) * len(lam)})
+
+
+def test_values_fit_the_positions() -> None:
+    with pytest.raises(SpecError, match="metric 'loss' has 3 values for 2 positions"):
+        Curve((0.0, 1.0), {"loss": (0.0, 0.0, 0.0)})
+
+
+def test_the_table() -> None:
+    points = 25
+    loss = tuple(0.25 + lam * (1 - lam) for lam in line(points))
+    text = str(Curve(line(points), {"loss": loss, "accuracy": (0.9,) * points}))
+    assert text.splitlines() == [
+        "   lam        loss    accuracy",
+        "  0.00        0.25         0.9",
+        "  0.25      0.4375         0.9",
+        "  0.50         0.5         0.9",
+        "  0.75      0.4375         0.9",
+        "  1.00        0.25         0.9",
+        "barrier",
+        "  mean        0.25           0",
+        " chord        0.25           0",
+    ]
