@@ -1,3 +1,33 @@
-"""Discover permutation symmetries of any PyTorch model; align, compare and merge independently trained models."""
+"""Discover the permutation symmetries of any PyTorch model; align, compare and merge trained models with them.
 
-from .graph import Graph as Graph
+>>> import torch
+>>> a, b = (torch.nn.Sequential(torch.nn.Linear(4, 32), torch.nn.ReLU(), torch.nn.Linear(32, 3)) for _ in "ab")
+>>> aligned = align(a, b)
+>>> print(aligned)  # doctest: +ELLIPSIS
+Alignment of Sequential
+  found:   1 groups, 10^35.4 permutations
+...
+"""
+
+from importlib.metadata import version
+
+from . import errors as errors
+from . import plot as plot
+from .align import Alignment as Alignment
+from .align import align as align
+from .discover import discover as discover
+from .errors import AutopermError as AutopermError
+from .evaluate import Evaluator as Evaluator
+from .interpolate import Curve as Curve
+from .interpolate import interpolate as interpolate
+from .matching import Match as Match
+from .matching import Matcher as Matcher
+from .matching import weight_matching as weight_matching
+from .merge import lerp as lerp
+from .permutation import Permutation as Permutation
+from .renormalize import renormalize_batch_norm as renormalize_batch_norm
+from .rules import register as register
+from .spec import Factor as Factor
+from .spec import PermutationSpec as PermutationSpec
+
+__version__ = version("autoperm")

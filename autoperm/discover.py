@@ -7,18 +7,23 @@ reaches back through the union-find. Model inputs and outputs are pinned. Then f
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from torch import nn
 
 from . import rules
 from .axes import Misfit, Pin, Term, broadcast, constant, factor, pin
 from .errors import SignatureError
 from .graph import Call, Graph, Value, Where
+from .inputs import resolve_inputs
 from .rules.bind import Binding, fresh
 from .rules.shape import Axes
 from .signature import parse
 from .spec import PermutationSpec
+from .trace import trace
 from .write import write_spec
 
 
@@ -36,16 +41,53 @@ class Unknown:
         return f"{self.op}\n    {self.where}\n    {shapes}\n    {self.advice}"
 
 
-def discover(graph: Graph) -> PermutationSpec:
-    """Find which units of a traced model may be permuted without changing what it computes.
+def discover(model: nn.Module, example_inputs: Any = None) -> PermutationSpec:
+    """Find which units of a model may be permuted without changing what it computes in evaluation mode.
 
     Args:
-        graph: a traced model.
+        model: any module; it is left as it is.
+        example_inputs: a tensor, a tuple of positional inputs, or a dictionary of inputs by name. If left out, the
+            model is asked for them, or its first layers are.
 
     Returns:
         The specification: one pattern for each parameter and floating-point buffer, one entry for each factor.
+
+    Raises:
+        TraceError: if the model cannot be traced, or no inputs were found that it runs on.
+
+    Example:
+        >>> spec = discover(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
+        >>> print(spec)
+        PermutationSpec: 1 group, 4 tensors, 10^4.6 permutations
+        <BLANKLINE>
+          factor  size    carried by
+          P0      8       0.weight[0], 0.bias[0], 2.weight[1]
+        <BLANKLINE>
+          tensor    shape  pattern
+          0.weight  8x3    P0 _
+          0.bias    8      P0
+          2.weight  2x8    _ P0
+          2.bias    2      _
+        <BLANKLINE>
+          pinned:
+            2 axes  model output         2.weight[0], 2.bias[0]
+            1 axis  model input 'input'  0.weight[1]
     """
-    return _Discovery(graph).run()
+    args, kwargs = resolve_inputs(model, example_inputs)
+    return infer(trace(model, args, kwargs))
+
+
+def infer(graph: Graph) -> PermutationSpec:
+    """Find which units of a traced model may be permuted; see :func:`discover`."""
+    # Everything that discovery makes stays alive to its end, so collecting garbage meanwhile finds nothing, but walks
+    # over all that the tracer has left in memory.
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        return _Discovery(graph).run()
+    finally:
+        if enabled:
+            gc.enable()
 
 
 class _Discovery:
@@ -67,7 +109,7 @@ class _Discovery:
             elif name in self.graph.overlapping:
                 self._pin_value(value, Pin("it shares memory with another tensor"))
         for value in self.graph.inputs:
-            self._define(value, fresh(value.shape, Pin(f"model input {value.name}")))
+            self._define(value, fresh(value.shape, Pin(f"model input {value.name!r}")))
         for call in self.graph.calls:
             self.call = call
             self._apply(call)
@@ -166,7 +208,7 @@ class _Discovery:
         for value in call.results:
             if value is not None:
                 self._define(value, fresh(value.shape, why))
-        if any(value.kind not in ("input", "constant") for value in operands):
+        if any(value.fed for value in operands):
             example = ", ".join(" ".join("_" * value.ndim) for value in operands)
             results = ", ".join(" ".join("_" * v.ndim) for v in call.results if v is not None)
             code = f'autoperm.register("{name}", "{example} -> {results}")  # replace each _ that may be permuted by a name'

@@ -26,7 +26,8 @@ class Value:
     """A tensor in the graph.
 
     ``kind`` is one of ``parameter``, ``buffer`` (floating-point and persistent: it moves with the parameters),
-    ``input``, ``constant`` (``data`` holds its values, where they are known) and ``activation``.
+    ``input``, ``constant`` (``data`` holds its values, where they are known) and ``activation``. ``fed`` says that a
+    parameter or buffer flows into it, ``used`` that something flows out of it.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Value:
     kind: str = "activation"
     data: torch.Tensor | None = None
     used: bool = False
+    fed: bool = False
 
     @property
     def ndim(self) -> int:

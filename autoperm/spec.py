@@ -249,7 +249,7 @@ class PermutationSpec:
                 )
             for term, size in zip(pattern, tensors[name].shape, strict=True):
                 _collect(term, size, sizes, pinned)
-        for _ in sizes:  # a size inside a product or sum may need another's first
+        for _ in range(len(parsed)):  # a size inside a product or sum may need another's first
             for name, pattern in parsed.items():
                 for term, size in zip(pattern, tensors[name].shape, strict=True):
                     _solve(term, size, sizes)

@@ -83,7 +83,7 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             warnings.simplefilter("ignore")
             return torch.export.export(model, args, kwargs, strict=False).run_decompositions({})
     except Exception as error:
-        shapes = _describe(args, kwargs)
+        shapes = describe_inputs(args, kwargs)
         text = str(error)
         if re.search(r"data.?dependent|GuardOnDataDependent|Could not guard|\.item\(\)|unbacked", text + repr(type(error))):
             source = _user_line(error)
@@ -101,7 +101,9 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         ) from error
 
 
-def _describe(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+def describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
+    """Write dtypes and shapes of inputs."""
+
     def one(value: Any) -> str:
         if isinstance(value, Tensor):
             return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
@@ -132,7 +134,8 @@ def _read(exported: ExportedProgram, model: nn.Module) -> Graph:
             kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
             if not (tensor.is_floating_point() or tensor.is_complex()):
                 kind = "constant"
-            values[name] = Value(name, tuple(tensor.shape), kind, tensor if kind == "constant" else None)
+            data = tensor if kind == "constant" else None
+            values[name] = Value(name, tuple(tensor.shape), kind, data, fed=data is None)
         else:
             values[name] = values[first]
 
@@ -247,6 +250,10 @@ def _call(node: torch.fx.Node, nodes: Mapping[str, Any]) -> tuple[Call | None, A
         for i, item in enumerate(meta if isinstance(meta, (list, tuple)) else [meta])
     )
     call = Call(node.target, args, kwargs, results, _where(node))
+    fed = any(operand.fed for operand in call.operands())
+    for result in results:
+        if result is not None:
+            result.fed = fed
     if all(operand.kind == "constant" for operand in call.operands()) and _fold(call):
         return None, results if many else results[0]
     return call, (results if many else results[0] if results[0] is not None else meta)

@@ -35,9 +35,20 @@ def op_name(op: object) -> str:
     return str(getattr(op, "__name__", op))
 
 
+_POINTWISE = frozenset(
+    "aten." + name
+    for name in (
+        "__and__ __or__ __xor__ __lshift__ __rshift__ where add sub mul div multiply subtract divide true_divide "
+        "floor_divide greater greater_equal less less_equal not_equal maximum minimum clip square isfinite isnan isinf "
+        "masked_fill floor_divide logical_and logical_or complex polar"
+    ).split()
+)
+"""Overloads of pointwise operations that PyTorch does not tag as such."""
+
+
 def is_pointwise(op: object) -> bool:
-    """Tell whether PyTorch tags an operation as pointwise: all axes pass through, broadcast from the right."""
-    return torch.Tag.pointwise in getattr(op, "tags", ())
+    """Tell whether an operation is pointwise (PyTorch tags most): all axes pass through, broadcast from the right."""
+    return torch.Tag.pointwise in getattr(op, "tags", ()) or op_name(op) in _POINTWISE
 
 
 def signature_for(op: object) -> Row | None:

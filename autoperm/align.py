@@ -1,0 +1,161 @@
+"""The front door: two models in, one of them moved into the basin of the other."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .discover import infer
+from .equivalence import difference, in_float64, outputs
+from .errors import EquivalenceError
+from .inputs import resolve_inputs
+from .matching import Match, Matcher, get_matcher
+from .permutation import Permutation
+from .report import pinned_because, table
+from .spec import PermutationSpec
+from .state import check_finite, check_same_architecture, tensors
+from .trace import trace
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """A model aligned with another.
+
+    Attributes:
+        model: a new model that computes what B computes, with its units in A's order.
+        spec: which axes could be permuted, and why others could not.
+        permutation: what was done to B: ``permutation.apply(model_b)`` is ``model``.
+        match: how the permutation was found, if the matcher says.
+        error: the largest difference between the outputs of B and of ``model`` in float64, relative to the largest
+            output; None if it was not checked.
+    """
+
+    model: nn.Module = field(repr=False)
+    spec: PermutationSpec = field(repr=False)
+    permutation: Permutation = field(repr=False)
+    match: Match | None = field(repr=False)
+    error: float | None
+
+    def __str__(self) -> str:
+        """Return what was found, matched and left alone, and why."""
+        spec = self.spec
+        lines = [f"Alignment of {type(self.model).__name__}"]
+        inside = len(spec.free) - len(spec.groups)
+        more = f" with {inside} more factors inside them" if inside else ""
+        lines.append(f"  found:   {len(spec.groups)} groups{more}, 10^{spec.log10_order:.1f} permutations")
+        if self.match is not None:
+            before, after = self.match.objective[0], self.match.objective[-1]
+            state = "converged" if self.match.converged else "stopped"
+            lines.append(
+                f"  matched: inner product of the weights {before:.4g} -> {after:.4g}, {state} after "
+                f"{self.match.sweeps} sweeps"
+            )
+        checked = "not checked" if self.error is None else f"the model computes what B computes, to {self.error:.0e}"
+        lines.append(f"  checked: {checked}")
+        rows = [["group", "units", "moved", "carried by"]]
+        for factor in spec.free:
+            index = self.permutation[factor.name]
+            moved = float((index != torch.arange(factor.size)).double().mean())
+            copies = spec.copies(factor)
+            axes = spec.carriers[factor.name]
+            units = str(factor.size) if copies == 1 else f"{copies} x {factor.size}"
+            shown = ", ".join(f"{tensor}[{axis}]" for tensor, axis in axes[:2]) + (", ..." if len(axes) > 2 else "")
+            rows.append([factor.name, units, f"{moved:.0%}", shown])
+        if len(rows) > 1:
+            lines += ["", table(rows if len(rows) < 30 else [*rows[:28], ["...", f"{len(rows) - 28} more", "", ""]])]
+        reasons = pinned_because(spec)
+        if reasons:
+            lines += ["", "  left alone:", table(reasons[:8], indent=4)]
+        if spec.unknown:
+            lines += ["", "  no rule, so all their axes were left alone:", *(f"    {text}" for text in spec.unknown)]
+        return "\n".join(lines)
+
+
+def align(
+    model_a: nn.Module,
+    model_b: nn.Module,
+    *,
+    example_inputs: Any = None,
+    spec: PermutationSpec | None = None,
+    matcher: str | Matcher = "weight",
+    check: bool = True,
+    progress: bool = False,
+) -> Alignment:
+    """Permute the units of model B so that they are in the order of model A's.
+
+    Args:
+        model_a: the model that stays; it may be on any device.
+        model_b: a model of the same architecture, usually trained from another seed. It is not changed.
+        example_inputs: a tensor, a tuple of positional inputs, or a dictionary of inputs by name. Common models need
+            none.
+        spec: which axes may be permuted, if it is known already; else it is discovered from model A.
+        matcher: ``"weight"`` (data-free), or any callable ``(spec, params_a, params_b) -> Permutation``.
+        check: compare the aligned model with B on the example inputs.
+        progress: show a progress bar, if the matcher is one that was named.
+
+    Returns:
+        The aligned model with all that was learnt on the way; print it.
+
+    Raises:
+        ArchitectureError: if the models' tensors differ in name, shape, dtype or device.
+        WeightsError: if weights are NaN or infinite.
+        TraceError: if the model cannot be traced, or no inputs are found.
+        EquivalenceError: if the aligned model does not compute what B computes.
+
+    Example:
+        >>> make = lambda: nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
+        >>> a, b = make(), make()
+        >>> aligned = align(a, b)
+        >>> x = torch.randn(5, 4)
+        >>> torch.testing.assert_close(aligned.model(x), b(x))
+
+    Reference: Ainsworth, Hayase, Srinivasa, *Git Re-Basin*, ICLR 2023.
+    """
+    state_a, state_b = tensors(model_a), tensors(model_b)
+    check_same_architecture(state_a, state_b)
+    check_finite(state_a, "model A")
+    check_finite(state_b, "model B")
+    args, kwargs = resolve_inputs(model_a, example_inputs) if spec is None or check else ((), {})
+    if spec is None:
+        spec = infer(trace(model_a, args, kwargs))
+    find = get_matcher(matcher)
+    if isinstance(matcher, str):
+        find = partial(find, progress=progress)
+    found = find(spec, _parameters(model_a), _parameters(model_b))
+    match = found if isinstance(found, Match) else None
+    permutation = found.permutation if isinstance(found, Match) else found
+    aligned = permutation.apply(model_b)
+    error = _compare(model_b, aligned, args, kwargs) if check else None
+    return Alignment(aligned, spec, permutation, match, error)
+
+
+def _parameters(model: nn.Module) -> dict[str, Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
+
+
+def _compare(model: nn.Module, aligned: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+    """Return the difference of two models' outputs.
+
+    Raises:
+        EquivalenceError: if it is more than rounding.
+    """
+    a, b = (copy.deepcopy(m).double() for m in (model, aligned))
+    args, kwargs = in_float64(args), in_float64(kwargs)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        expected = outputs(a, args, kwargs)
+        torch.manual_seed(0)
+        error = difference(expected, outputs(b, args, kwargs))
+    if not error <= 1e-6:
+        raise EquivalenceError(
+            f"the aligned model does not compute what model B computes: its outputs differ by {error:.2g} of their size.\n"
+            "  If A and B were built with different options (heads, activations), align the other way round or pass a "
+            "spec discovered from B.\n  If you registered a rule or wrote the specification, check it with "
+            "spec.verify(model_b, inputs), which names the factors at fault. Else please report this."
+        )
+    return error

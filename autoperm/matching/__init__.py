@@ -1,0 +1,42 @@
+"""Find the permutation of model B that brings it closest to model A."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from torch import Tensor
+
+from ..errors import AutopermError
+from ..permutation import Permutation
+from ..spec import PermutationSpec
+from .match import Match
+from .weight import weight_matching
+
+__all__ = ["Match", "Matcher", "get_matcher", "weight_matching"]
+
+
+class Matcher(Protocol):
+    """Anything that finds a permutation of B's parameters that aligns them with A's."""
+
+    def __call__(
+        self, spec: PermutationSpec, params_a: Mapping[str, Tensor], params_b: Mapping[str, Tensor], /
+    ) -> Permutation | Match:
+        """Return the permutation, or a :class:`Match` that also says how it was found."""
+        ...
+
+
+_MATCHERS: dict[str, Callable[..., Permutation | Match]] = {"weight": weight_matching}
+
+
+def get_matcher(matcher: str | Matcher) -> Matcher:
+    """Return a matcher for its name; a callable is returned as it is.
+
+    Raises:
+        AutopermError: for a name that no matcher has; the message lists those there are.
+    """
+    if callable(matcher):
+        return matcher
+    if matcher not in _MATCHERS:
+        raise AutopermError(f"no matcher is called {matcher!r}; there are {', '.join(map(repr, _MATCHERS))}")
+    return _MATCHERS[matcher]

@@ -1,0 +1,27 @@
+"""What a matcher found, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..permutation import Permutation
+
+
+@dataclass(frozen=True)
+class Match:
+    """The result of a matcher.
+
+    Attributes:
+        permutation: of model B.
+        objective: the matcher's objective before the first step and after each one; it never falls.
+        sweeps: how often every block was visited.
+        converged: whether the last sweep changed nothing.
+        alternating: names of blocks whose parts were solved in turns instead of at once, because two factors that
+            vary over the block's root multiply each other in one parameter.
+    """
+
+    permutation: Permutation
+    objective: tuple[float, ...]
+    sweeps: int
+    converged: bool
+    alternating: tuple[str, ...] = ()
