@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .discover import infer
-from .equivalence import difference, in_float64, outputs
-from .errors import EquivalenceError
+from .equivalence import difference, in_float64, in_native_precision, outputs
+from .errors import EquivalenceError, TraceError
 from .inputs import resolve_inputs
 from .matching import Match, Matcher, get_matcher
 from .permutation import Permutation
@@ -123,10 +122,7 @@ def align(
     args, kwargs = resolve_inputs(model_a, example_inputs) if spec is None or check else ((), {})
     if spec is None:
         spec = infer(trace(model_a, args, kwargs))
-    find = get_matcher(matcher)
-    if isinstance(matcher, str):
-        find = partial(find, progress=progress)
-    found = find(spec, _parameters(model_a), _parameters(model_b))
+    found = get_matcher(matcher, progress=progress)(spec, _parameters(model_a), _parameters(model_b))
     match = found if isinstance(found, Match) else None
     permutation = found.permutation if isinstance(found, Match) else found
     aligned = permutation.apply(model_b)
@@ -144,16 +140,26 @@ def _compare(model: nn.Module, aligned: nn.Module, args: tuple[Any, ...], kwargs
     Raises:
         EquivalenceError: if it is more than rounding.
     """
-    a, b = (copy.deepcopy(m).double() for m in (model, aligned))
-    args, kwargs = in_float64(args), in_float64(kwargs)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        expected = outputs(a, args, kwargs)
-        torch.manual_seed(0)
-        error = difference(expected, outputs(b, args, kwargs))
-    if not error <= 1e-6:
+    tolerance = 1e-6
+
+    def run(m: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+        with torch.random.fork_rng(devices=[]):  # a model that draws random numbers draws the same twice
+            torch.manual_seed(0)
+            return outputs(m, args, kwargs)
+
+    try:
+        doubles = in_float64(args), in_float64(kwargs)
+        expected = run(copy.deepcopy(model).double(), *doubles)
+        found = run(copy.deepcopy(aligned).double(), *doubles)
+    except Exception as problem:  # anything that the user's forward may raise
+        tolerance = in_native_precision(model, problem)
+        expected, found = run(model, args, kwargs), run(aligned, args, kwargs)
+    error = difference(expected, found)
+    if not expected:
+        raise TraceError("the model returns no floating-point tensor, so there is nothing to compare; pass check=False")
+    if not error <= tolerance:
         raise EquivalenceError(
-            f"the aligned model does not compute what model B computes: its outputs differ by {error:.2g} of their size.\n"
+            f"the aligned model does not compute what model B computes: outputs differ by {error:.2g} of their size.\n"
             "  If A and B were built with different options (heads, activations), align the other way round or pass a "
             "spec discovered from B.\n  If you registered a rule or wrote the specification, check it with "
             "spec.verify(model_b, inputs), which names the factors at fault. Else please report this."

@@ -66,7 +66,7 @@ class Term:
         self.parts: list[Term] = []
         self.rigid: set[Term] = set()
         self.order = next(_ORDER)
-        self.mixed = kind == CONSTANT or any(child.mixed for child in self.children)
+        self.mixed: bool = kind == CONSTANT or any(child.mixed for child in self.children)
 
     def __repr__(self) -> str:
         root = find(self)
@@ -218,7 +218,7 @@ def unify(a: Term, b: Term) -> None:
 
 
 def _unify(a: Term, b: Term, depth: int) -> None:
-    a, b = find(a), find(b)
+    a, b = _core(a), _core(b)
     if a is b or a.size == 1 or a.kind == CONSTANT or b.kind == CONSTANT:
         return
     if a.size != b.size:
@@ -232,6 +232,15 @@ def _unify(a: Term, b: Term, depth: int) -> None:
     except Misfit:
         pin(a, MISFIT)
         pin(b, MISFIT)
+
+
+def _core(term: Term) -> Term:
+    """Return the one factor of a product whose other factors have length 1, or the term itself."""
+    term = find(term)
+    if term.kind == PRODUCT and term.size > 1:
+        inner = factors(term)
+        return inner[0] if len(inner) == 1 else term
+    return term
 
 
 def _unify_part(a: Term, b: Term, depth: int) -> None:
@@ -267,12 +276,6 @@ def _occurs(a: Term, b: Term) -> bool:
 
 def _product_product(a: Term, b: Term, depth: int) -> None:
     left, right = factors(a), factors(b)
-    if len(left) == 1 or len(right) == 1:  # a product with axes of length 1 around one factor
-        f, g = product(left), product(right)
-        if f is a and g is b:
-            raise Misfit("products without factors")
-        _unify(f, g, depth)
-        return
     while left and right:
         f, g = left.pop(0), right.pop(0)
         if f.size > g.size:
@@ -293,9 +296,6 @@ def _merge(a: Term, b: Term) -> None:
 
 
 def _product_sum(a: Term, b: Term, depth: int) -> None:
-    if len(factors(a)) == 1:
-        _unify(factors(a)[0], b, depth)
-        return
     start = 0
     for part in parts_of(b):
         piece, _ = cut(a, start, start + part.size)
@@ -323,9 +323,6 @@ def _halves(term: Term, at: int) -> tuple[Term, Term]:
 
 
 def _product_family(a: Term, b: Term, depth: int) -> None:
-    if len(factors(a)) == 1:
-        _unify(factors(a)[0], b, depth)
-        return
     _transpose(b, PRODUCT, [f.size for f in factors(a)])
     _unify(a, b, depth)
 
@@ -525,11 +522,13 @@ def cut(term: Term, start: int, stop: int) -> tuple[Term, list[Handle]]:
     term = find(term)
     if start == 0 and stop == term.size:
         return term, []
+    if start == stop:
+        return factor(0), []
     if term.kind == CONSTANT:
         return constant(stop - start), []
     if term.kind == PRODUCT:
         return _cut_product(term, start, stop)
-    bounds = [bound for bound in (0, start, stop, term.size)]
+    bounds = (0, start, stop, term.size)
     if term.kind == FAMILY:
         _transpose(term, SUM, [size for size in map(int.__sub__, bounds[1:], bounds) if size])
     elif term.kind == FACTOR:
@@ -641,6 +640,7 @@ def concatenate(tensors: Sequence[Sequence[Term]], dim: int) -> list[Term]:
         tensors: the terms of each tensor; all have the same number of axes.
         dim: the axis along which they are joined.
     """
+    tensors = [tensor for tensor in tensors if tensor[dim].size > 0] or tensors[:1]
     if len(tensors) == 1:
         return list(tensors[0])
     # Parts of length 1 are new ones: the same slice may be joined twice, as two different parts.

@@ -205,13 +205,13 @@ class _Discovery:
         for value in operands:
             for term in self.axes(value):
                 pin(term, why)
-        for value in call.results:
-            if value is not None:
-                self._define(value, fresh(value.shape, why))
+        results = [value for value in call.results if value is not None]
+        for value in results:
+            self._define(value, fresh(value.shape, why))
         if any(value.fed for value in operands):
             example = ", ".join(" ".join("_" * value.ndim) for value in operands)
-            results = ", ".join(" ".join("_" * v.ndim) for v in call.results if v is not None)
-            code = f'autoperm.register("{name}", "{example} -> {results}")  # replace each _ that may be permuted by a name'
+            made = ", ".join(" ".join("_" * value.ndim) for value in results)
+            code = f'autoperm.register("{name}", "{example} -> {made}")  # a name for each _ that may be permuted'
             self.unknown.append(
                 Unknown(name, call.where, tuple(map(repr, operands)), "; ".join(filter(None, [problem, code])))
             )

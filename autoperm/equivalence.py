@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .errors import EquivalenceError, TraceError
+from .permutation import Permutation
 from .spec import PermutationSpec
 
 
@@ -54,6 +55,20 @@ def in_float64(value: Any) -> Any:
     return value
 
 
+def in_native_precision(model: nn.Module, error: Exception) -> float:
+    """Return the tolerance for a model that does not run in float64.
+
+    Some kernels have no float64 version; such a model is compared as it is, to what its precision allows.
+
+    Raises:
+        TraceError: if the model is in float64 already, so that the error has another reason.
+    """
+    kinds = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    if kinds <= {torch.float64}:
+        raise TraceError(f"the model does not run on its example inputs: {error}") from error
+    return float(max(torch.finfo(dtype).eps for dtype in kinds) ** 0.5)
+
+
 def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Return the largest difference of two lists of outputs, relative to the largest value in each."""
     worst = 0.0
@@ -79,9 +94,15 @@ def verify(
     generator: torch.Generator | int | None,
 ) -> float:
     """See :meth:`autoperm.PermutationSpec.verify`."""
-    model = copy.deepcopy(model).double()
-    inputs = in_float64(tuple(inputs))
-    reference = outputs(model, inputs)
+    native = model
+    model = copy.deepcopy(native).double()
+    try:
+        reference = outputs(model, in_float64(tuple(inputs)))
+        inputs = in_float64(tuple(inputs))
+    except Exception as error:  # anything that the user's forward may raise
+        tolerance = max(tolerance, in_native_precision(native, error))
+        model, inputs = copy.deepcopy(native), tuple(inputs)
+        reference = outputs(model, inputs)
     if not reference:
         raise TraceError("the model returns no floating-point tensor, so there is nothing to compare")
     if isinstance(generator, int):
@@ -102,11 +123,13 @@ def _culprits(
     spec: PermutationSpec, model: nn.Module, inputs: Sequence[Any], reference: Sequence[Tensor], tolerance: float
 ) -> str:
     """Say which factors are wrong by themselves."""
-    single: Callable[[str], float] = lambda name: difference(  # noqa: E731 - one expression, used once
-        reference, outputs(type(draw)(spec, {name: draw.indices[name]}).apply(model), inputs)
-    )
     draw = spec.random(1)
-    wrong = [name for name in draw.indices if not single(name) <= tolerance]
+
+    def alone(name: str) -> float:
+        single = Permutation(spec, {name: draw.indices[name]})
+        return difference(reference, outputs(single.apply(model), inputs))
+
+    wrong = [name for name in draw.indices if not alone(name) <= tolerance]
     if not wrong:
         return "No factor does so alone. Does the model draw random numbers, or is float64 not enough?"
     axes = "; ".join(f"{n} on {', '.join(f'{t} axis {a}' for t, a in spec.carriers[n][:4])}" for n in wrong[:5])

@@ -47,7 +47,7 @@ def resolve_inputs(model: nn.Module, example_inputs: Any = None) -> Inputs:
     if isinstance(example_inputs, (tuple, list)):
         return tuple(example_inputs), {}
     raise TraceError(
-        f"example_inputs is a {type(example_inputs).__name__}; pass a tensor, a tuple of tensors, or a dictionary by name"
+        f"example_inputs is a {type(example_inputs).__name__}; pass a tensor, a tuple, or a dictionary by name"
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import product as every
 
+from einops import rearrange
 from torch import Tensor
 
 from .signature import Name, Product, Sum, Term
@@ -63,11 +64,26 @@ class Cell:
         return found[0]
 
 
+def unfold(tensor: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    """Turn one dimension into its row-major factors.
+
+    Example:
+        >>> import torch
+        >>> unfold(torch.zeros(2, 12), 1, (3, 4)).shape
+        torch.Size([2, 3, 4])
+    """
+    axes = [f"x{i}" for i in range(tensor.ndim)]
+    inner = {f"y{i}": size for i, size in enumerate(sizes)}
+    whole, parts = [*axes], [*axes]
+    whole[dim], parts[dim] = f"({' '.join(inner)})", " ".join(inner)
+    return rearrange(tensor, f"{' '.join(whole)} -> {' '.join(parts)}", **inner)
+
+
 def _view(tensor: Tensor, dim: int, node: _Node) -> Tensor:
     if isinstance(node, _Narrow):
         return _view(tensor.narrow(dim, node.start, node.size), dim, node.child)
     if isinstance(node, _Unflatten):
-        tensor = tensor.unflatten(dim, node.sizes)
+        tensor = unfold(tensor, dim, node.sizes)
         for i in reversed(range(len(node.children))):
             tensor = _view(tensor, dim + i, node.children[i])
     return tensor

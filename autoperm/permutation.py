@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SpecError
+from .layout import unfold
 from .signature import Name, Product, Sum, Term, names
 from .spec import Factor, PermutationSpec
 
@@ -209,11 +210,11 @@ class Permutation:
         for dim, (axis, term) in enumerate(terms):
             if isinstance(term, Product):
                 inner = [(axis, child) for child in term.terms]
-                unfolded = places.unflatten(dim, [self._length(child) for child in term.terms])
+                unfolded = unfold(places, dim, [self._length(child) for child in term.terms])
                 moved = self._move(unfolded, [*terms[:dim], *inner, *terms[dim + 1 :]])
                 return moved.flatten(dim, dim + len(inner) - 1)
             if isinstance(term, Sum):
-                parts = places.split([self._length(child) for child in term.terms], dim)
+                parts = torch.split(places, [self._length(child) for child in term.terms], dim)
                 moved_parts = [
                     self._move(part, [*terms[:dim], (axis, child), *terms[dim + 1 :]])
                     for part, child in zip(parts, term.terms, strict=True)

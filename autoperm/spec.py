@@ -210,7 +210,9 @@ class PermutationSpec:
             raise SpecError(f"{what} lacks {len(missing)} tensors of the specification: {', '.join(missing[:5])}")
         for name, shape in self.shapes.items():
             if tuple(state[name].shape) != shape:
-                raise SpecError(f"{name} has shape {list(state[name].shape)} in {what}, {list(shape)} in the specification")
+                raise SpecError(
+                    f"{name} has shape {list(state[name].shape)} in {what}, {list(shape)} in the specification"
+                )
 
     # --- writing and reading
 
@@ -301,7 +303,9 @@ class PermutationSpec:
             return cls(
                 patterns={name: parse_pattern(tensor["pattern"]) for name, tensor in data["tensors"].items()},
                 shapes={name: tuple(tensor["shape"]) for name, tensor in data["tensors"].items()},
-                factors={f["name"]: Factor(f["name"], f["size"], tuple(f["over"]), f["pinned"]) for f in data["factors"]},
+                factors={
+                    f["name"]: Factor(f["name"], f["size"], tuple(f["over"]), f["pinned"]) for f in data["factors"]
+                },
                 tied=data["tied"],
             )
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:

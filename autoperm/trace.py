@@ -34,9 +34,7 @@ _NOISE = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_con
 _SOURCE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n\s*(?P<code>[^\n]*)')
 
 
-def trace(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None
-) -> Graph:
+def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> Graph:
     """Trace a model in evaluation mode to a functional graph.
 
     Args:
@@ -81,11 +79,15 @@ def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return torch.export.export(model, args, kwargs, strict=False).run_decompositions({})
+            exported: ExportedProgram = torch.export.export(model, args, kwargs, strict=False)
+            functional: ExportedProgram = exported.run_decompositions({})
+            return functional
     except Exception as error:
         shapes = describe_inputs(args, kwargs)
         text = str(error)
-        if re.search(r"data.?dependent|GuardOnDataDependent|Could not guard|\.item\(\)|unbacked", text + repr(type(error))):
+        if re.search(
+            r"data.?dependent|GuardOnDataDependent|Could not guard|\.item\(\)|unbacked", text + repr(type(error))
+        ):
             source = _user_line(error)
             raise TraceError(
                 f"the control flow of {name} depends on the values of tensors, so one graph cannot stand for it"
@@ -239,6 +241,7 @@ def _resolve(argument: Any, nodes: Mapping[str, Any]) -> Any:
 
 def _call(node: torch.fx.Node, nodes: Mapping[str, Any]) -> tuple[Call | None, Any]:
     """Return the call for a node (None if it was folded) and what the node stands for."""
+    op: Any = node.target
     args = tuple(_resolve(argument, nodes) for argument in node.args)
     kwargs = {key: _resolve(argument, nodes) for key, argument in node.kwargs.items()}
     meta = node.meta.get("val")
@@ -249,7 +252,7 @@ def _call(node: torch.fx.Node, nodes: Mapping[str, Any]) -> tuple[Call | None, A
         else None
         for i, item in enumerate(meta if isinstance(meta, (list, tuple)) else [meta])
     )
-    call = Call(node.target, args, kwargs, results, _where(node))
+    call = Call(op, args, kwargs, results, _where(node))
     fed = any(operand.fed for operand in call.operands())
     for result in results:
         if result is not None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from .axes import CONSTANT, FAMILY, PRODUCT, SUM, Pin, Term, collapse, factor, find, has_family, parts_of, pin
 from .graph import Call, Graph, Value
@@ -27,9 +28,7 @@ class _CollapsedError(Exception):
     """A family could not be written and was collapsed; settle again and start over."""
 
 
-def write_spec(
-    graph: Graph, tensors: Sequence[Sequence[Term]], unknown: Sequence[object]
-) -> PermutationSpec:
+def write_spec(graph: Graph, tensors: Sequence[Sequence[Term]], unknown: Sequence[object]) -> PermutationSpec:
     """Settle terms and write the patterns of a graph's tensors.
 
     Args:
@@ -62,7 +61,9 @@ def write_spec(
                     found[leaf] = Factor(called.new(name), leaf.size, (), leaf.pin is not None)
     for leaf in found:
         inside = [axis for axis in over.get(leaf, ()) if axis in found]
-        found[leaf] = Factor(found[leaf].name, leaf.size, tuple(found[axis].name for axis in inside), leaf.pin is not None)
+        found[leaf] = Factor(
+            found[leaf].name, leaf.size, tuple(found[axis].name for axis in inside), leaf.pin is not None
+        )
     first = {value: name for name, value in reversed(graph.tensors.items())}
     patterns = {
         name: tuple(_notation(nodes[0], found) for nodes in leaves[value]) for name, value in graph.tensors.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Protocol
 
 from torch import Tensor
@@ -29,14 +30,14 @@ class Matcher(Protocol):
 _MATCHERS: dict[str, Callable[..., Permutation | Match]] = {"weight": weight_matching}
 
 
-def get_matcher(matcher: str | Matcher) -> Matcher:
-    """Return a matcher for its name; a callable is returned as it is.
+def get_matcher(matcher: str | Matcher, *, progress: bool = False) -> Matcher:
+    """Return a matcher for its name, with or without a progress bar; a callable is returned as it is.
 
     Raises:
         AutopermError: for a name that no matcher has; the message lists those there are.
     """
-    if callable(matcher):
+    if not isinstance(matcher, str):
         return matcher
     if matcher not in _MATCHERS:
         raise AutopermError(f"no matcher is called {matcher!r}; there are {', '.join(map(repr, _MATCHERS))}")
-    return _MATCHERS[matcher]
+    return partial(_MATCHERS[matcher], progress=progress)

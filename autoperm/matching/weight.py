@@ -160,9 +160,8 @@ class _Problem:
                 shape = list(params_b[name].shape) if name in params_b else "missing"
                 raise SpecError(f"{name} is {list(spec.shapes[name])} in the specification and {shape} in model B")
             if tuple(params_a[name].shape) != spec.shapes[name]:
-                raise SpecError(
-                    f"{name} is {list(spec.shapes[name])} in the specification and {list(params_a[name].shape)} in model A"
-                )
+                shape = list(params_a[name].shape)
+                raise SpecError(f"{name} is {list(spec.shapes[name])} in the specification and {shape} in model A")
             for which, params in (("A", params_a), ("B", params_b)):
                 if not bool(params[name].isfinite().all()):
                     raise WeightsError(f"{name} of model {which} has NaN or infinite values; nothing was matched")
@@ -277,7 +276,7 @@ class _Problem:
             moved = b
             for dim in sorted(loose, key=lambda dim: len(self._over(cell, dim))):
                 index = self.indices[str(cell.names[dim])]
-                over = []
+                over: list[int] = []
                 for outer in self._over(cell, dim):
                     if outer in at:
                         index = index.select(len(over), at[outer])

@@ -64,8 +64,10 @@ def _view(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
     found: Axes = []
     i = j = 0
     while i < len(source) or j < len(target):
-        inputs, outputs, left, right = [], [], 1, 1
-        while not inputs and not outputs or left != right:
+        inputs: Axes = []
+        outputs: list[int] = []
+        left = right = 1
+        while (not inputs and not outputs) or left != right:
             if left <= right and i < len(source):
                 inputs.append(source[i])
                 left *= source[i].size
@@ -181,7 +183,7 @@ def _slice(
     axes = list(ctx.axes(self))
     dim %= len(axes)
     size = axes[dim].size
-    low, high = _clamp(start, size, 0), _clamp(end, size, size)
+    low = _clamp(start, size, 0)
     if step == 1 or ctx.result.shape[dim] <= 1:
         return _cut(ctx, axes, dim, low, low + ctx.result.shape[dim])
     if size % step == 0 and low < step and ctx.result.shape[dim] == size // step:
