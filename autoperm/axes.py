@@ -235,11 +235,13 @@ def _unify(a: Term, b: Term, depth: int) -> None:
 
 
 def _core(term: Term) -> Term:
-    """Return the one factor of a product whose other factors have length 1, or the term itself."""
+    """Return what a product stands for that has one child beside those of length 1; else the term itself."""
     term = find(term)
-    if term.kind == PRODUCT and term.size > 1:
-        inner = factors(term)
-        return inner[0] if len(inner) == 1 else term
+    while term.kind == PRODUCT:
+        inner = [child for child in term.children if child.size > 1]
+        if len(inner) != 1:
+            break
+        term = find(inner[0])
     return term
 
 
@@ -301,7 +303,7 @@ def _product_sum(a: Term, b: Term, depth: int) -> None:
         piece, _ = cut(a, start, start + part.size)
         _unify_part(part, piece, depth)
         start += part.size
-    _merge(b, a)
+    _merge(a, b)
 
 
 def _sum_sum(a: Term, b: Term, depth: int) -> None:

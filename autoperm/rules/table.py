@@ -59,6 +59,40 @@ def _baddbmm(input: Value, a: Value, b: Value, **_: object) -> str:
     return f"{' '.join(['b', 'i', 'j'][3 - input.ndim :])}, b i k, b k j -> b i j"
 
 
+def _tensordot(a: Value, b: Value, dims_self: Sequence[int], dims_other: Sequence[int]) -> str:
+    left, right = [f"a{i}" for i in range(a.ndim)], [f"b{i}" for i in range(b.ndim)]
+    for k, (i, j) in enumerate(zip(dims_self, dims_other, strict=True)):
+        left[i] = right[j] = f"k{k}"
+    kept = [axis for axis in [*left, *right] if not axis.startswith("k")]
+    return f"{' '.join(left)}, {' '.join(right)} -> {' '.join(kept)}"
+
+
+def _kron(a: Value, b: Value) -> str:
+    ndim = max(a.ndim, b.ndim)
+    axes = [(f"a{i}" if i >= ndim - a.ndim else "", f"b{i}" if i >= ndim - b.ndim else "") for i in range(ndim)]
+    operands = (" ".join(filter(None, side)) for side in zip(*axes, strict=True))
+    return f"{', '.join(operands)} -> {' '.join('(' + f'{x} {y}'.strip() + ')' for x, y in axes)}"
+
+
+def _cosine_similarity(a: Value, b: Value, dim: int = 1, eps: float = 1e-8) -> str:
+    ndim = max(a.ndim, b.ndim)
+    axes = [f"a{i}" for i in range(ndim)]
+    kept = [axis for i, axis in enumerate(axes) if i != dim % ndim]
+    return f"{' '.join(axes[ndim - a.ndim :])}, {' '.join(axes[ndim - b.ndim :])} -> {' '.join(kept)}"
+
+
+def _bilinear(a: Value, b: Value, weight: Value, bias: Value | None = None) -> str:
+    return _optional("... i, ... j, o i j{} -> ... o", ("o", bias))
+
+
+def _addbmm(input: Value, a: Value, b: Value, **_: object) -> str:
+    return f"{' '.join(['i', 'j'][2 - input.ndim :])}, b i k, b k j -> i j"
+
+
+def _addmv(input: Value, a: Value, b: Value, **_: object) -> str:
+    return f"{'i' * input.ndim}, i k, k -> i"
+
+
 def _einsum(equation: str, operands: Sequence[Value], **_: object) -> str:
     equation = equation.replace(" ", "")
     left, arrow, right = equation.partition("->")
@@ -73,6 +107,22 @@ def _einsum(equation: str, operands: Sequence[Value], **_: object) -> str:
     return f"{', '.join(map(pattern, left.split(',')))} -> {pattern(right)}"
 
 
+def _each(value: object, dims: int) -> list[object]:
+    """Write an argument that may be one number for all dimensions as one for each."""
+    found = list(value) if isinstance(value, (list, tuple)) else [value]
+    return found * dims if len(found) == 1 else found
+
+
+def _image(kernel: Sequence[int], stride: object, padding: object, output_padding: object = 0) -> tuple[str, str]:
+    """The patterns of image and kernel: ordered, except along a dimension in which each position stands for itself."""
+    dims = len(kernel)
+    padding = 0 if isinstance(padding, str) else padding  # "same" and "valid" are 0 where the kernel has length 1
+    arguments = zip(kernel, _each(stride, dims), _each(padding, dims), _each(output_padding, dims), strict=True)
+    alone = [step == (1, 1, 0, 0) for step in arguments]
+    image = [f" x{i}" if free else " _" for i, free in enumerate(alone)]
+    return "".join(image), "".join(" 1" if size == 1 else " _" for size in kernel)
+
+
 def _conv(
     input: Value,
     weight: Value,
@@ -84,11 +134,11 @@ def _conv(
     *_: object,
 ) -> str:
     """Kernel and image axes are ordered; channels are free within a group, and groups among themselves."""
-    image = " _" * (weight.ndim - 2)
+    image, kernel = _image(weight.shape[2:], stride, padding)
     batch = "b " if input.ndim == weight.ndim else ""
     if groups == 1:
-        return _optional(f"{batch}i{image}, o i{image}{{}} -> {batch}o{image}", ("o", bias))
-    row = f"{batch}(g={groups} i){image}, (g o) i{image}{{}} -> {batch}(g o){image}"
+        return _optional(f"{batch}i{image}, o i{kernel}{{}} -> {batch}o{image}", ("o", bias))
+    row = f"{batch}(g={groups} i){image}, (g o) i{kernel}{{}} -> {batch}(g o){image}"
     return _optional(row, ("(g o)", bias))
 
 
@@ -102,11 +152,11 @@ def _conv_transpose(
     groups: int = 1,
     *_: object,
 ) -> str:
-    image = " _" * (weight.ndim - 2)
+    image, kernel = _image(weight.shape[2:], stride, padding, output_padding)
     batch = "b " if input.ndim == weight.ndim else ""
     if groups == 1:
-        return _optional(f"{batch}i{image}, i o{image}{{}} -> {batch}o{image}", ("o", bias))
-    row = f"{batch}(g={groups} i){image}, (g i) o{image}{{}} -> {batch}(g o){image}"
+        return _optional(f"{batch}i{image}, i o{kernel}{{}} -> {batch}o{image}", ("o", bias))
+    row = f"{batch}(g={groups} i){image}, (g i) o{kernel}{{}} -> {batch}(g o){image}"
     return _optional(row, ("(g o)", bias))
 
 
@@ -122,8 +172,8 @@ def _convolution(
     groups: int,
 ) -> str:
     if transposed:
-        return _conv_transpose(input, weight, bias, groups=groups)
-    return _conv(input, weight, bias, groups=groups)
+        return _conv_transpose(input, weight, bias, stride, padding, output_padding, groups)
+    return _conv(input, weight, bias, stride, padding, dilation, groups)
 
 
 # --- attention
@@ -192,6 +242,12 @@ def _layer_norm(
     return _optional(f"... {axes}{{}} -> ... -> ... {axes}", (axes, weight), (axes, bias))
 
 
+def _rms_norm(
+    input: Value, normalized_shape: Sequence[int], weight: Value | None = None, eps: float | None = None
+) -> str:
+    return _layer_norm(input, normalized_shape, weight)
+
+
 def _group_norm(
     input: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None, *_: object
 ) -> str:
@@ -201,6 +257,8 @@ def _group_norm(
 
 def _weight_norm(v: Value, g: Value, dim: int = 0) -> str:
     axes = _letters(v)
+    if dim == -1:  # one norm of all, not one for each unit of the last axis
+        return f"{' '.join(axes)}, {' '.join('1' * g.ndim)} -> {' '.join('1' * g.ndim)} -> {' '.join(axes)}"
     kept = [axis if i == dim % v.ndim else "1" for i, axis in enumerate(axes)]
     return f"{' '.join(axes)}, {' '.join(kept)} -> {axes[dim % v.ndim]} -> {' '.join(axes)}"
 
@@ -235,6 +293,34 @@ def _variance(input: Value, *args: object, **kwargs: object) -> str:
     return _reduce(input, dim, bool(keep))  # type: ignore[arg-type]
 
 
+def _two(row: Callable[..., str]) -> Callable[..., str]:
+    """Of two results that have the same axes."""
+
+    def twice(*args: object, **kwargs: object) -> str:
+        operands, _, result = row(*args, **kwargs).rpartition(" ->")
+        return f"{operands} ->{result},{result}"
+
+    return twice
+
+
+def _aminmax(input: Value, *, dim: int | None = None, keepdim: bool = False) -> str:
+    return _reduce(input, dim, keepdim)
+
+
+def _norm(
+    input: Value, ord: object = None, dim: int | Sequence[int] | None = None, keepdim: bool = False, **_: object
+) -> str:
+    """Norms of a matrix look at rows and columns as such: neither may vary along the other."""
+    row = _reduce(input, dim, keepdim)
+    dims = _dims(dim, input.ndim)
+    if ord is None or len(dims) != 2:
+        return row
+    operand, _arrow, result = row.partition(" ->")
+    axes = _letters(input)
+    inside = [" ".join(axis for i, axis in enumerate(axes) if i != gone) for gone in sorted(dims)]
+    return f"{operand} -> {', '.join(inside)} ->{result}"
+
+
 def _vector_norm(
     input: Value, ord: object = 2, dim: int | Sequence[int] | None = None, keepdim: bool = False, **_: object
 ) -> str:
@@ -244,6 +330,50 @@ def _vector_norm(
 def _cumulate(input: Value, dim: int | Sequence[int] | None, *_: object, **__: object) -> str:
     row = _pinned_along(input, dim)
     return f"{row} -> {row}"
+
+
+def _ordered_along(first: int | None) -> Callable[..., str]:
+    """Operations with one ``dim`` or several, after the input; None: along all axes."""
+
+    def row(input: Value, dim: int | Sequence[int] | None = first, *_: object, **__: object) -> str:
+        return _cumulate(input, dim)
+
+    return row
+
+
+def _rot90(input: Value, k: int = 1, dims: Sequence[int] = (0, 1)) -> str:
+    return _cumulate(input, dims)
+
+
+def _unfold(input: Value, dimension: int, size: int, step: int) -> str:
+    row = _pinned_along(input, dimension)
+    return f"{row} -> {row} _"
+
+
+def _cross(input: Value, other: Value, *, dim: int = -1) -> str:
+    axes = _put(_letters(input), dim % input.ndim, "_")
+    return f"{' '.join(axes)}, {' '.join(axes)} -> {' '.join(axes)}"
+
+
+def _diagonal(input: Value, offset: int = 0, dim1: int = 0, dim2: int = 1) -> str:
+    first, second = dim1 % input.ndim, dim2 % input.ndim
+    square = offset == 0 and input.shape[first] == input.shape[second]
+    axes = _put(_put(_letters(input), first, "i" if square else "_"), second, "i" if square else "_")
+    kept = [axis for i, axis in enumerate(axes) if i not in (first, second)]
+    return f"{' '.join(axes)} -> {' '.join([*kept, 'i' if square else '_'])}"
+
+
+def _diag_embed(input: Value, offset: int = 0, dim1: int = -2, dim2: int = -1) -> str:
+    *axes, last = _letters(input)
+    ndim = input.ndim + 1
+    rest = iter(axes)
+    places = {dim1 % ndim, dim2 % ndim}
+    result = [(last if offset == 0 else "_") if i in places else next(rest) for i in range(ndim)]
+    return f"{' '.join([*axes, last if offset == 0 else '_'])} -> {' '.join(result)}"
+
+
+def _diag(input: Value, diagonal: int = 0) -> str:
+    return _diag_embed(input, diagonal) if input.ndim == 1 else _diagonal(input, diagonal)
 
 
 def _flip(input: Value, dims: Sequence[int]) -> str:
@@ -257,8 +387,39 @@ def _roll(input: Value, shifts: object, dims: Sequence[int] = ()) -> str:
 # --- images
 
 
-def _window(axes: int) -> str:
-    return "..." + " _" * axes + " -> ..." + " _" * axes
+def _pool(dims: int, results: int = 1) -> Callable[..., str]:
+    """Windows read neighbours, except one that is the whole image, or a single position."""
+
+    def row(input: Value, kernel_size: object, stride: object = (), padding: object = 0, *_: object) -> str:
+        shape = input.shape[input.ndim - dims :]
+        kernel = _each(kernel_size, dims)
+        steps = _each(stride, dims) if stride not in ([], (), None) else kernel
+        before, after = [], []
+        for i, (size, window, step, pad) in enumerate(zip(shape, kernel, steps, _each(padding, dims), strict=True)):
+            whole, alone = window == size and pad == 0, (window, step, pad) == (1, 1, 0)
+            before.append(f"x{i}" if whole or alone else "_")
+            after.append("1" if whole else before[-1])
+        return _pooled(before, after, results)
+
+    return row
+
+
+def _adaptive_pool(dims: int, results: int = 1) -> Callable[..., str]:
+    def row(input: Value, output_size: object) -> str:
+        sizes = zip(input.shape[input.ndim - dims :], _each(output_size, dims), strict=True)
+        before, after = [], []
+        for i, (size, result) in enumerate(sizes):
+            before.append(f"x{i}" if result in (1, size, None) else "_")
+            after.append("1" if result == 1 else before[-1])
+        return _pooled(before, after, results)
+
+    return row
+
+
+def _pooled(before: Sequence[str], after: Sequence[str], results: int) -> str:
+    """The second result, if there is one, has positions in the image: it can be told only where none may move."""
+    results = results if set(before) == {"_"} else 1
+    return f"... {' '.join(before)} -> {', '.join(["... " + " ".join(after)] * results)}"
 
 
 def _resample(input: Value, *_: object, **__: object) -> str:
@@ -300,18 +461,65 @@ def _index(self: Value, indices: Sequence[Value | None]) -> str:
 
 
 def _index_select(input: Value, dim: int, index: Value) -> str:
-    row = _pinned_along(input, dim)
-    return f"{row}, _ -> {row}"
+    """The axis that is looked up is ordered; the places in the index are free."""
+    axes = _letters(input) or ["_"]
+    place = dim % len(axes)
+    return f"{' '.join(_put(axes, place, '_')[: input.ndim])}, {'s' * index.ndim} -> " + (
+        " ".join(_put(axes, place, "s" if index.ndim else "1")[: input.ndim])
+    )
+
+
+def _put(axes: Sequence[str], place: int, axis: str) -> list[str]:
+    return [*axes[:place], axis, *axes[place + 1 :]]
 
 
 def _gather(input: Value, dim: int, index: Value, **_: object) -> str:
+    """Along the other axes each place of the index reads its own place of the input, as far as it reaches."""
     pairs = zip(_letters(input), input.shape, index.shape, strict=True)
-    row = ["_" if i == dim % input.ndim or n != m else axis for i, (axis, n, m) in enumerate(pairs)]
-    return f"{' '.join(row)}, {' '.join(row)} -> {' '.join(row)}"
+    row = ["_" if n != m else axis for axis, n, m in pairs]
+    places = " ".join(_put(row, dim % len(row), "s"))
+    return f"{' '.join(_put(row, dim % len(row), '_'))}, {places} -> {places}"
+
+
+def _index_add(input: Value, dim: int, index: Value, source: Value, **_: object) -> str:
+    axes = _letters(input)
+    row = " ".join(_put(axes, dim % input.ndim, "_"))
+    return f"{row}, s, {' '.join(_put(axes, dim % input.ndim, 's'))} -> {row}"
+
+
+def _index_put(
+    input: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False, *_: object
+) -> str:
+    """What is written at one place twice depends on the order, so the places written are ordered too."""
+    places = [i for i, index in enumerate(indices) if index is not None]
+    found = [index for index in indices if index is not None]
+    # An index of several axes may be a mask over as many axes of the input: a value does not tell its dtype.
+    masks = any(index.ndim > 1 and index.shape == input.shape[i : i + index.ndim] for i, index in zip(places, found))
+    axes = ["_" if i in places or masks else axis for i, axis in enumerate(_letters(input))]
+    kept = [axis for i, axis in enumerate(axes) if i not in places]
+    first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
+    written = [*kept[:first], *["_"] * max(index.ndim for index in found), *kept[first:]]
+    written = ["_"] * values.ndim if masks else written[max(len(written) - values.ndim, 0) :]
+    operands = [axes, *(["_"] * index.ndim for index in found), written]
+    return f"{', '.join(map(' '.join, operands))} -> {' '.join(axes)}"
+
+
+def _embedding_bag(
+    weight: Value,
+    indices: Value,
+    offsets: Value,
+    scale_grad_by_freq: bool = False,
+    mode: int = 0,
+    sparse: bool = False,
+    per_sample_weights: Value | None = None,
+    *_: object,
+) -> str:
+    return _optional("_ d, _, _{} -> _ d", ("_", per_sample_weights))
 
 
 def _prelu(input: Value, weight: Value) -> str:
-    return "b c ..., c -> b c ..." if weight.shape != (1,) and input.ndim > 1 else "..., _ -> ..."
+    shared = weight.ndim == 0 or weight.shape == (1,)
+    return f"..., {'1' * weight.ndim} -> ..." if shared else "b c ..., c -> b c ..."
 
 
 def _glu(input: Value, dim: int = -1) -> str:
@@ -358,6 +566,14 @@ SIGNATURES: dict[str, Row] = {
     "aten.addmm": _addmm,
     "aten.baddbmm": _baddbmm,
     "aten.einsum": _einsum,
+    "aten.addbmm": _addbmm,
+    "aten.addmv": _addmv,
+    "aten.addr": "i j, i, j -> i j",
+    "aten.tensordot": _tensordot,
+    "aten.kron": _kron,
+    "aten.bilinear": _bilinear,
+    "aten.cosine_similarity": _cosine_similarity,
+    "aten.trace": "i i -> ",
     "aten.cdist": "... n d, ... m d -> ... n m",
     "aten.conv1d": _conv,
     "aten.conv2d": _conv,
@@ -372,7 +588,7 @@ SIGNATURES: dict[str, Row] = {
     "aten._native_batch_norm_legit_no_training": _batch_norm,
     "aten.instance_norm": _instance_norm,
     "aten.layer_norm": _layer_norm,
-    "aten.rms_norm": _layer_norm,
+    "aten.rms_norm": _rms_norm,
     "aten.group_norm": _group_norm,
     "aten._weight_norm": _weight_norm,
     "aten.softmax": _softmax,
@@ -386,9 +602,21 @@ SIGNATURES: dict[str, Row] = {
     "aten.norm": _vector_norm,
     "aten.var": _variance,
     "aten.std": _variance,
+    "aten.var_mean": _two(_variance),
+    "aten.std_mean": _two(_variance),
+    "aten.aminmax": _two(_aminmax),
+    "aten.linalg_norm": _norm,
+    "aten.count_nonzero": _reduce,
     # order along an axis
     **{f"aten.{name}": _cumulate for name in ("cumsum", "cumprod", "logcumsumexp")},
+    **{f"aten.{name}": _two(_cumulate) for name in ("cummax", "cummin")},
     "aten.diff": _diff,
+    "aten.rot90": _rot90,
+    "aten.unfold": _unfold,
+    "aten.linalg_cross": _cross,
+    "aten.diagonal": _diagonal,
+    "aten.diag_embed": _diag_embed,
+    "aten.diag": _diag,
     "aten.flip": _flip,
     "aten.roll": _roll,
     "aten.triu": _triangle,
@@ -396,15 +624,21 @@ SIGNATURES: dict[str, Row] = {
     **{f"aten.fft_{name}": _fft(-1) for name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")},
     **{f"aten.fft_{name}": _fft((-2, -1)) for name in ("fft2", "ifft2", "rfft2", "irfft2")},
     **{f"aten.fft_{name}": _fft(None) for name in ("fftn", "ifftn", "rfftn", "irfftn")},
+    **{f"aten.fft_{name}": _ordered_along(None) for name in ("fftshift", "ifftshift")},
     "aten.view_as_real": "... -> ... 2",
     "aten.view_as_complex": "... 2 -> ...",
     # images
-    **{f"aten.{kind}_pool{n}d": _window(n) for n in (1, 2, 3) for kind in ("avg", "max", "adaptive_avg")},
-    **{f"aten.adaptive_max_pool{n}d": "..." + " _" * n + " -> ..." + " _" * n for n in (1, 2, 3)},
+    **{f"aten.{kind}_pool{n}d": _pool(n) for n in (1, 2, 3) for kind in ("avg", "max")},
+    **{f"aten.max_pool{n}d_with_indices": _pool(n, results=2) for n in (1, 2, 3)},
+    **{f"aten.adaptive_avg_pool{n}d": _adaptive_pool(n) for n in (1, 2, 3)},
+    **{f"aten.adaptive_max_pool{n}d": _adaptive_pool(n, results=2) for n in (1, 2, 3)},
+    "aten.max_unpool2d": "... _ _, ... _ _ -> ... _ _",
+    "aten.max_unpool3d": "... _ _ _, ... _ _ _ -> ... _ _ _",
     **{
         f"aten.upsample_{kind}": _resample
         for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d")
     },
+    **{f"aten._upsample_nearest_exact{n}d": _resample for n in (1, 2, 3)},
     **{f"aten._upsample_{kind}_aa": _resample for kind in ("bilinear2d", "bicubic2d")},
     "aten.grid_sampler": "b c _ _, b _ _ 2 -> b c _ _",
     "aten.grid_sampler_2d": "b c _ _, b _ _ 2 -> b c _ _",
@@ -415,7 +649,11 @@ SIGNATURES: dict[str, Row] = {
     "aten.col2im": _col2im,
     # lookups
     "aten.embedding": "_ d, ... -> ... d",
+    "aten.embedding_bag": _embedding_bag,
+    "aten.one_hot": "... -> ... _",
     "aten.index": _index,
+    "aten.index_put": _index_put,
+    "aten.index_add": _index_add,
     "aten.index_select": _index_select,
     "aten.gather": _gather,
     # gates
