@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from . import rules
-from .axes import Misfit, Pin, Term, broadcast, constant, factor, pin
+from .axes import broadcast
 from .errors import SignatureError
 from .graph import Call, Graph, Value, Where
 from .inputs import resolve_inputs
@@ -23,6 +23,7 @@ from .rules.bind import Binding, fresh
 from .rules.shape import Axes
 from .signature import parse
 from .spec import PermutationSpec
+from .terms import Misfit, Pin, Term, constant, factor, pin
 from .trace import trace
 from .write import write_spec
 

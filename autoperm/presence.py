@@ -19,7 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from .axes import CONSTANT, FACTOR, FAMILY, PRODUCT, SUM, Term, collapse, find, parts_of
+from .axes import collapse
+from .terms import CONSTANT, FACTOR, FAMILY, PRODUCT, SUM, Term, find, parts_of
 
 Cell = tuple[tuple[Term, ...], ...]
 """The factors of each axis, left to right, without those of length 1."""

@@ -10,15 +10,15 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 
-from .axes import CONSTANT, FAMILY, PRODUCT, SUM, Pin, Term, collapse, factor, find, has_family, parts_of, pin
+from .axes import collapse
 from .graph import Call, Graph, Value
 from .presence import Cell, chosen_member, flatten, settle, varies_over
 from .rules import op_name
 from .signature import Name, Pattern, Pinned, Product, Sum
 from .signature import Term as Notation
 from .spec import Factor, PermutationSpec
+from .terms import CONSTANT, FAMILY, PRODUCT, SUM, Pin, Term, factor, find, has_family, parts_of, pin
 
 Leaf = Term
 """A factor with a place in the notation: the tree below is notation with terms for names."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..axes import FACTOR, Pin, Term, broadcast, factor, find, has_family, meet, pin, product, total
+from ..axes import broadcast, meet
 from ..errors import SignatureError
 from ..signature import Name, Pattern, Pinned, Product, Rest, Signature, Sum, implied_intermediate, names
 from ..signature import Term as Notation
+from ..terms import FACTOR, Pin, Term, factor, find, has_family, pin, product, total
 from .shape import Axes
 
 PinReason = Callable[[], Pin]

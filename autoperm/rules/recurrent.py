@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..axes import concatenate, cut, factor, restrict
+from ..axes import concatenate
+from ..cutting import cut, restrict
 from ..graph import Value
+from ..terms import factor
 from .shape import Axes, Context, Rule
 
 

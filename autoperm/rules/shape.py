@@ -5,22 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-from ..axes import (
-    MISFIT,
-    Misfit,
-    Term,
-    broadcast,
-    concatenate,
-    constant,
-    cut,
-    factor,
-    is_pinned,
-    pin,
-    product,
-    regroup,
-    restrict,
-)
+from ..axes import broadcast, concatenate, regroup
+from ..cutting import cut, restrict
 from ..graph import Value
+from ..terms import MISFIT, Misfit, Term, constant, factor, is_pinned, pin, product
 
 Axes = list[Term]
 

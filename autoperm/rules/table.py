@@ -418,8 +418,8 @@ def _adaptive_pool(dims: int, results: int = 1) -> Callable[..., str]:
 
 def _pooled(before: Sequence[str], after: Sequence[str], results: int) -> str:
     """The second result, if there is one, has positions in the image: it can be told only where none may move."""
-    results = results if set(before) == {"_"} else 1
-    return f"... {' '.join(before)} -> {', '.join(["... " + " ".join(after)] * results)}"
+    result = "... " + " ".join(after)
+    return f"... {' '.join(before)} -> {', '.join([result] * (results if set(before) == {'_'} else 1))}"
 
 
 def _resample(input: Value, *_: object, **__: object) -> str:
