@@ -5,7 +5,7 @@
 >>> aligned = align(a, b)
 >>> print(aligned)  # doctest: +ELLIPSIS
 Alignment of Sequential
-  found:   1 groups, 10^35.4 permutations
+  found:   1 group, 10^35.4 permutations
 ...
 """
 

@@ -46,7 +46,8 @@ class Alignment:
         lines = [f"Alignment of {type(self.model).__name__}"]
         inside = len(spec.free) - len(spec.groups)
         more = f" with {inside} more factors inside them" if inside else ""
-        lines.append(f"  found:   {len(spec.groups)} groups{more}, 10^{spec.log10_order:.1f} permutations")
+        groups = f"{len(spec.groups)} group{'s' * (len(spec.groups) != 1)}"
+        lines.append(f"  found:   {groups}{more}, 10^{spec.log10_order:.1f} permutations")
         if self.match is not None:
             before, after = self.match.objective[0], self.match.objective[-1]
             state = "converged" if self.match.converged else "stopped"

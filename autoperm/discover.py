@@ -62,12 +62,12 @@ def discover(model: nn.Module, example_inputs: Any = None) -> PermutationSpec:
         PermutationSpec: 1 group, 4 tensors, 10^4.6 permutations
         <BLANKLINE>
           factor  size    carried by
-          P0      8       0.weight[0], 0.bias[0], 2.weight[1]
+          a       8       0.weight[0], 0.bias[0], 2.weight[1]
         <BLANKLINE>
           tensor    shape  pattern
-          0.weight  8x3    P0 _
-          0.bias    8      P0
-          2.weight  2x8    _ P0
+          0.weight  8x3    a _
+          0.bias    8      a
+          2.weight  2x8    _ a
           2.bias    2      _
         <BLANKLINE>
           pinned:
@@ -154,7 +154,7 @@ class _Discovery:
 
     def bind(self, row: str, operands: Sequence[Axes], shapes: Sequence[tuple[int, ...]]) -> list[Axes]:
         call = self.call
-        binding = Binding(parse(row), lambda: Pin("order matters to the operation", call))
+        binding = Binding(parse(row), lambda: Pin("order matters", call))
         binding.operands(operands)
         results = [binding.read(p, s) for p, s in zip(binding.signature.results, shapes, strict=False)]
         self.tensors += binding.intermediates()
@@ -201,7 +201,7 @@ class _Discovery:
     def _give_up(self, call: Call, problem: str) -> None:
         """Pin all that an operation touches, and say so if a parameter reaches it."""
         name = rules.op_name(call.op)
-        why = Pin(f"no rule for {name}" if not problem else f"the rule for {name} does not fit", call)
+        why = Pin("its rule does not fit" if problem else "no rule", call)
         operands = list(dict.fromkeys(call.operands()))
         for value in operands:
             for term in self.axes(value):

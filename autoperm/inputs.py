@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from .errors import TraceError
-from .trace import describe_inputs, replicate
+from .trace import describe_inputs, quiet, replicate
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -71,12 +71,14 @@ def find_inputs(model: nn.Module) -> Inputs:
 def _try(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
     """Run a model under fake tensors; return what went wrong."""
     try:
-        with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        with quiet(), FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
 
             def fake(value: Any) -> Any:
                 return mode.from_tensor(value) if isinstance(value, Tensor) else value
 
             model(*map(fake, args), **{key: fake(value) for key, value in kwargs.items()})
+    except DataDependentOutputException:
+        return None  # the inputs are right; what the model does with them is for the tracer to say
     except Exception as error:  # a candidate may fail in any way
         lines = str(error).strip().splitlines()
         return f"{type(error).__name__}: {lines[0][:120] if lines else ''}"

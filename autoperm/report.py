@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .signature import format_pattern
+from .signature import format_pattern, names
 
 if TYPE_CHECKING:
     from .spec import PermutationSpec
@@ -41,7 +41,8 @@ def describe_spec(spec: PermutationSpec) -> str:
     ]
     if spec.factors:
         rows = [["factor", "size", "", "carried by"]]
-        for factor in spec.factors.values():
+        written = dict.fromkeys(name for pattern in spec.patterns.values() for name in names(pattern))
+        for factor in (spec.factors[name] for name in written):
             over = f"for each {', '.join(factor.over)}" if factor.over else ""
             axes = spec.carriers[factor.name]
             shown = ", ".join(f"{tensor}[{axis}]" for tensor, axis in axes[:3])
@@ -69,7 +70,7 @@ def pinned_because(spec: PermutationSpec) -> list[list[str]]:
     for name, reasons in spec.reasons.items():
         for axis, reason in enumerate(reasons):
             if reason:
-                axes.setdefault(reason.partition(" in ")[0], []).append(f"{name}[{axis}]")
+                axes.setdefault(reason.partition(", ")[0], []).append(f"{name}[{axis}]")
     count = Counter({reason: len(found) for reason, found in axes.items()})
     return [
         [f"{n} ax{'is' if n == 1 else 'es'}", reason, ", ".join(axes[reason][:2]) + (", ..." if n > 2 else "")]

@@ -12,11 +12,14 @@ some models keep tensors made from their parameters in a cache that evaluation f
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import operator
 import re
 import warnings
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
@@ -74,33 +77,43 @@ def replicate(model: nn.Module) -> nn.Module:
     return replica.train().eval()
 
 
-def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
-    name = type(model).__name__
+@contextmanager
+def quiet() -> Generator[None]:
+    """Hold back what torch prints, logs and warns of when a model does not trace: the error that we raise says it."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    try:
+        with torch.no_grad(), quiet():
             exported: ExportedProgram = torch.export.export(model, args, kwargs, strict=False)
             functional: ExportedProgram = exported.run_decompositions({})
             return functional
-    except Exception as error:
-        shapes = describe_inputs(args, kwargs)
-        text = str(error)
-        if re.search(
-            r"data.?dependent|GuardOnDataDependent|Could not guard|\.item\(\)|unbacked", text + repr(type(error))
-        ):
-            source = _user_line(error)
-            raise TraceError(
-                f"the control flow of {name} depends on the values of tensors, so one graph cannot stand for it"
-                + (f"\n  {source}" if source else "")
-                + f"\n  traced with: {shapes}\n  Write the branch without data (torch.where), or pass a hand-written "
-                "specification: autoperm.PermutationSpec.from_patterns({...})"
-                + f"\n  torch.export said: {text.strip().splitlines()[0] if text.strip() else type(error).__name__}"
-            ) from error
-        raise TraceError(
-            f"{name} does not run on the example inputs ({shapes})\n  {type(error).__name__}: "
-            f"{text.strip().splitlines()[0] if text.strip() else ''}\n"
-            f"  Pass inputs that its forward accepts: example_inputs=(tensor, ...)"
-        ) from error
+    except Exception as error:  # whatever the user's forward or the exporter may raise
+        raise _explain(error, type(model).__name__, describe_inputs(args, kwargs)) from error
+
+
+def _explain(error: Exception, name: str, inputs: str) -> TraceError:
+    lines = str(error).strip().splitlines() or [""]
+    if re.search(r"data.?dependent|Could not guard|\.item\(\)|unbacked", str(error) + repr(type(error)), re.IGNORECASE):
+        source = _user_line(error)
+        return TraceError(
+            f"the control flow of {name} depends on the values of tensors, so one graph cannot stand for it"
+            + (f"\n  {source}" if source else "")
+            + f"\n  traced with: {inputs}\n  Write the branch without data (torch.where), or pass a specification "
+            f"written by hand: autoperm.PermutationSpec.from_patterns({{...}})\n  torch.export said: {lines[0]}"
+        )
+    return TraceError(
+        f"{name} does not run on the example inputs ({inputs})\n  {type(error).__name__}: {lines[0]}\n"
+        "  Pass inputs that its forward accepts: example_inputs=(tensor, ...)"
+    )
 
 
 def describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:

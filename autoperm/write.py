@@ -7,9 +7,9 @@ is another axis of the parameter, or stands to its right) collapses: fewer symme
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from string import ascii_lowercase
 
 from .axes import collapse
 from .graph import Call, Graph, Value
@@ -19,9 +19,6 @@ from .signature import Name, Pattern, Pinned, Product, Sum
 from .signature import Term as Notation
 from .spec import Factor, PermutationSpec
 from .terms import CONSTANT, FAMILY, PRODUCT, SUM, Pin, Term, factor, find, has_family, parts_of, pin
-
-Leaf = Term
-"""A factor with a place in the notation: the tree below is notation with terms for names."""
 
 
 class _CollapsedError(Exception):
@@ -37,47 +34,54 @@ def write_spec(graph: Graph, tensors: Sequence[Sequence[Term]], unknown: Sequenc
         unknown: operations that no rule knew.
     """
     values = list(dict.fromkeys(graph.tensors.values()))
-    while True:
-        found_cells = settle(tensors, len(values))
-        try:
-            trees = {value: [_tree([find(term)]) for term in tensors[i]] for i, value in enumerate(values)}
-            break
-        except _CollapsedError:
-            continue
-    _pin_unused(found_cells)
-    cells = list(found_cells)
-    merges = _neighbours(cells, trees)
-    cells = [tuple(tuple(_merge(list(axis), merges)) for axis in cell) for cell in cells]
-    over = varies_over(cells)
-    indices = {axis for axes in over.values() for axis in axes}
-    leaves = {value: [[_merged_tree(node, merges)] for node in tree] for value, tree in trees.items()}
-    found: dict[Term, Factor] = {}
-    called = _Names()
-    for name, value in graph.tensors.items():
-        for axis, nodes in sorted(enumerate(leaves[value]), key=lambda pair: pair[0] > 0):
-            del axis
-            for leaf in _leaves(nodes[0]):
-                if leaf not in found and leaf.size > 1 and (leaf.pin is None or leaf in indices):
-                    found[leaf] = Factor(called.new(name), leaf.size, (), leaf.pin is not None)
-    for leaf in found:
-        inside = [axis for axis in over.get(leaf, ()) if axis in found]
-        found[leaf] = Factor(
-            found[leaf].name, leaf.size, tuple(found[axis].name for axis in inside), leaf.pin is not None
-        )
+    settled, written = _settle_and_write(tensors, values)
+    _pin_unused(settled)
+    merges = _neighbours(settled, written.values())
+    trees = {value: [_merged_tree(tree, merges) for tree in axes] for value, axes in written.items()}
+    over = varies_over([tuple(tuple(_merge(list(axis), merges)) for axis in cell) for cell in settled])
+    factors = _name_factors(list(trees.values()), over)
     first = {value: name for name, value in reversed(graph.tensors.items())}
-    patterns = {
-        name: tuple(_notation(nodes[0], found) for nodes in leaves[value]) for name, value in graph.tensors.items()
-    }
-    used = {leaf for nodes in leaves.values() for node in nodes for leaf in _leaves(node[0])}
-    factors = sorted((f for leaf, f in found.items() if leaf in used), key=lambda f: len(f.over))
+    tensors_of = graph.tensors.items()
     return PermutationSpec(
-        patterns=patterns,
-        shapes={name: value.shape for name, value in graph.tensors.items()},
-        factors={f.name: f for f in factors},
-        tied={name: first[value] for name, value in graph.tensors.items() if first[value] != name},
-        reasons={name: tuple(_reason(node[0]) for node in leaves[value]) for name, value in graph.tensors.items()},
+        patterns={name: tuple(_notation(tree, factors) for tree in trees[value]) for name, value in tensors_of},
+        shapes={name: value.shape for name, value in tensors_of},
+        factors={factor.name: factor for factor in sorted(factors.values(), key=lambda factor: len(factor.over))},
+        tied={name: first[value] for name, value in tensors_of if first[value] != name},
+        reasons={name: tuple(map(_reason, trees[value])) for name, value in tensors_of},
         unknown=tuple(map(str, unknown)),
     )
+
+
+def _settle_and_write(
+    tensors: Sequence[Sequence[Term]], values: Sequence[Value]
+) -> tuple[dict[Cell, bool], dict[Value, list[Tree]]]:
+    """Let families settle until all that are left can be written."""
+    while True:
+        settled = settle(tensors, len(values))
+        try:
+            return settled, {value: [_tree([find(term)]) for term in tensors[i]] for i, value in enumerate(values)}
+        except _CollapsedError:
+            continue
+
+
+def _name_factors(tensors: Sequence[Sequence[Tree]], over: Mapping[Term, Sequence[Term]]) -> dict[Term, Factor]:
+    """Name every factor that may move, and every pinned one that another varies over."""
+    indices = {axis for axes in over.values() for axis in axes}
+    names: dict[Term, str] = {}
+    for trees in tensors:
+        for tree in trees:
+            for leaf in _leaves(tree):
+                if leaf not in names and leaf.size > 1 and (leaf.pin is None or leaf in indices):
+                    names[leaf] = _letters(len(names))
+    return {
+        leaf: Factor(
+            name,
+            leaf.size,
+            tuple(names[axis] for axis in over.get(leaf, ()) if axis in names),
+            leaf.pin is not None,
+        )
+        for leaf, name in names.items()
+    }
 
 
 def _pin_unused(cells: Mapping[Cell, bool]) -> None:
@@ -141,7 +145,7 @@ def _leaves(tree: Tree) -> Iterator[Term]:
 # --- neighbours that nothing tells apart
 
 
-def _neighbours(cells: Sequence[Cell], trees: Mapping[Value, list[Tree]]) -> dict[Term, tuple[Term, Term]]:
+def _neighbours(cells: Iterable[Cell], trees: Iterable[list[Tree]]) -> dict[Term, tuple[Term, Term]]:
     """Find pairs of factors that stand side by side wherever either stands: they are one factor.
 
     Returns:
@@ -171,7 +175,7 @@ def _neighbours(cells: Sequence[Cell], trees: Mapping[Value, list[Tree]]) -> dic
     for cell in cells:
         for axis in cell:
             note(axis)
-    for nodes in trees.values():
+    for nodes in trees:
         for node in nodes:
             walk(node)
     merges = {}
@@ -224,21 +228,17 @@ def _merged_tree(tree: Tree, merges: Mapping[Term, tuple[Term, Term]]) -> Tree:
 # --- names and notation
 
 
-class _Names:
-    """Names after the module that owns the first tensor to carry a factor."""
+def _letters(number: int) -> str:
+    """Name the factors a, b, ..., z, aa, ab, ... in the order in which the tensors carry them.
 
-    def __init__(self) -> None:
-        self.taken: set[str] = set()
-
-    def new(self, tensor: str) -> str:
-        base = re.sub(r"[^A-Za-z0-9_.\-]", "_", tensor.rpartition(".")[0] or tensor)
-        base = base if base[0].isalpha() else f"P{base}"
-        name, count = base, 1
-        while name in self.taken:
-            count += 1
-            name = f"{base}.{chr(96 + count)}" if count <= 26 else f"{base}.{count}"
-        self.taken.add(name)
-        return name
+    Short names keep patterns readable; which module a factor belongs to stands in the table of factors.
+    """
+    name = ""
+    while number >= 0:
+        number, rest = divmod(number, len(ascii_lowercase))
+        name = ascii_lowercase[rest] + name
+        number -= 1
+    return name
 
 
 def _notation(tree: Tree, found: Mapping[Term, Factor], *, inside: bool = False) -> Notation:
@@ -285,7 +285,7 @@ def _reason(tree: Tree) -> str:
 def describe_pin(why: Pin) -> str:
     """Say in words why a factor is pinned, and where."""
     if isinstance(why.origin, Call):
-        return f"{why.reason}: {op_name(why.origin.op)} {why.origin.where}"
+        return f"{why.reason}: {op_name(why.origin.op)}, {why.origin.where}"
     return why.reason
 
 

@@ -23,6 +23,7 @@ class Binding:
         self.sizes: dict[str, int] = {}
         self.terms: dict[str, Term] = {}
         self.rest: Axes = []
+        self.pinned: Axes = []
 
     def operands(self, operands: Sequence[Axes]) -> None:
         """Unify the operands' axes with the patterns.
@@ -114,6 +115,7 @@ class Binding:
             if notation.size not in (None, axis.size):
                 raise SignatureError(f"an axis of length {axis.size} where the signature has {notation}")
             pin(axis, self.reason())
+            self.pinned.append(axis)
         elif isinstance(notation, Name):
             known = self.terms.get(notation.name)
             if known is None or (known.size == 1 and axis.size != 1):
@@ -140,7 +142,9 @@ class Binding:
                 pin(term, self.reason())
             return find(term)
         if isinstance(notation, Pinned):
-            return factor(size if notation.size is None and size is not None else notation.size or 1, self.reason())
+            term = factor(size if notation.size is None and size is not None else notation.size or 1, self.reason())
+            self.pinned.append(term)
+            return term
         if isinstance(notation, Product):
             return product([self._term(term) for term in notation.terms])
         if isinstance(notation, Sum):
@@ -168,7 +172,8 @@ class Binding:
         ]
         axes = head + rest + end
         if shape is not None and any(axis.size != size for axis, size in zip(axes, shape, strict=True)):
-            raise SignatureError(f"the signature gives a result {[a.size for a in axes]}, the call one of {list(shape)}")
+            sizes = [axis.size for axis in axes]
+            raise SignatureError(f"the signature gives a result {sizes}, the call one of {list(shape)}")
         return axes
 
     def intermediates(self) -> list[Axes]:
@@ -179,6 +184,10 @@ class Binding:
             # A name that stands only inside a product which met an axis of length 1 has no term and no say.
             known = tuple(term for term in implied if not isinstance(term, Name) or term.name in self.terms)
             found.append(self.read(known, None))
+            # Elsewhere a pinned axis may turn out to be one of the names (the rows of a table, and what is looked up
+            # in it). Its positions are not that name's in here: next to each other, neither can be told.
+            if self.pinned:
+                found.append(found[-1] + self.pinned)
         return found
 
 

@@ -74,8 +74,9 @@ def _layer(
     operands += [gate, gate] * has_biases
     operands += ["r h"] * projected
     states = [batch + out, batch + "h"][: len(initial)]
-    row = f"{', '.join([*operands, *states])} -> {batch}h, {batch}{out} -> {' '.join([*time, out])}, {', '.join(states)}"
-    shapes = [tuple(axis.size for axis in sequence[:-1]) + (initial[0][-1].size,)]
+    results = [" ".join([*time, out]), *states]
+    row = f"{', '.join([*operands, *states])} -> {batch}h, {batch}{out} -> {', '.join(results)}"
+    shapes = [(*(axis.size for axis in sequence[:-1]), initial[0][-1].size)]
     shapes += [tuple(axis.size for axis in state) for state in initial]
     output, *finals = ctx.bind(row, [sequence, *weights, *initial], shapes)
     return output, finals

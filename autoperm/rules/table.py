@@ -1,4 +1,4 @@
-"""The table: operation -> signature. A row is a string, or a function of the operation's own arguments that returns one.
+"""The table: operation -> signature. A row is a string, or a function of the operation's arguments that returns one.
 
 Sources of truth are the operations' documentation and the tests: for every row, ``op(P x) == P op(x)`` on random
 operands and permutations, and every ``_`` must matter.
@@ -6,15 +6,12 @@ operands and permutations, and every ``_`` must matter.
 
 from __future__ import annotations
 
-import string
+import math
 from collections.abc import Callable, Sequence
 
 from ..graph import Value
 
 Row = str | Callable[..., str]
-
-_LETTERS = string.ascii_lowercase
-
 
 def _letters(value: Value) -> list[str]:
     return [f"a{i}" for i in range(value.ndim)]
@@ -190,7 +187,7 @@ def _attention(
     enable_gqa: bool = False,
     **_: object,
 ) -> str:
-    """Scores have heads, queries, keys and channels before they are summed; the softmax has neither keys nor channels."""
+    """Scores have heads, queries, keys and channels before they are summed; the softmax has no keys or channels."""
     s, t = ("s!", "t!") if is_causal else ("s", "t")
     mask = [("... s t", attn_mask)]
     if not enable_gqa or query.shape[-3] == key.shape[-3]:
@@ -225,10 +222,12 @@ def _instance_norm(
     bias: Value | None = None,
     running_mean: Value | None = None,
     running_var: Value | None = None,
+    use_input_stats: bool = True,
     *_: object,
 ) -> str:
     operands = (("c", weight), ("c", bias), ("c", running_mean), ("c", running_var))
-    return _optional("b c ...{} -> b c -> b c ...", *operands)
+    inside = " -> b c" if use_input_stats else ""
+    return _optional(f"b c ...{{}}{inside} -> b c ...", *operands)
 
 
 def _layer_norm(
@@ -251,7 +250,8 @@ def _rms_norm(
 def _group_norm(
     input: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None, *_: object
 ) -> str:
-    row = f"b (g={num_groups} c) ...{{}} -> b g -> b (g c) ..."
+    # The second tensor says that no position within a group is a position in the batch, should both have one factor.
+    row = f"b (g={num_groups} c) ...{{}} -> b g, b g c -> b (g c) ..."
     return _optional(row, ("(g c)", weight), ("(g c)", bias))
 
 
@@ -310,14 +310,15 @@ def _aminmax(input: Value, *, dim: int | None = None, keepdim: bool = False) -> 
 def _norm(
     input: Value, ord: object = None, dim: int | Sequence[int] | None = None, keepdim: bool = False, **_: object
 ) -> str:
-    """Norms of a matrix look at rows and columns as such: neither may vary along the other."""
+    """A matrix's norms look at rows and columns as such: columns may not vary along rows, or rows along columns."""
     row = _reduce(input, dim, keepdim)
-    dims = _dims(dim, input.ndim)
-    if ord is None or len(dims) != 2:
+    dims = range(input.ndim) if dim is None else [dim] if isinstance(dim, int) else dim
+    if ord is None or ord == "fro" or len(dims) != 2:
         return row
+    rows, columns = (d % input.ndim for d in dims)
+    gone = {1: [rows], -1: [rows], math.inf: [columns], -math.inf: [columns]}.get(ord, [rows, columns])  # type: ignore[call-overload]
+    inside = [" ".join(axis for i, axis in enumerate(_letters(input)) if i != place) for place in gone]
     operand, _arrow, result = row.partition(" ->")
-    axes = _letters(input)
-    inside = [" ".join(axis for i, axis in enumerate(axes) if i != gone) for gone in sorted(dims)]
     return f"{operand} -> {', '.join(inside)} ->{result}"
 
 
@@ -339,10 +340,6 @@ def _ordered_along(first: int | None) -> Callable[..., str]:
         return _cumulate(input, dim)
 
     return row
-
-
-def _rot90(input: Value, k: int = 1, dims: Sequence[int] = (0, 1)) -> str:
-    return _cumulate(input, dims)
 
 
 def _unfold(input: Value, dimension: int, size: int, step: int) -> str:
@@ -490,17 +487,20 @@ def _index_add(input: Value, dim: int, index: Value, source: Value, **_: object)
 def _index_put(
     input: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False, *_: object
 ) -> str:
-    """What is written at one place twice depends on the order, so the places written are ordered too."""
+    """What is written to one place twice depends on the order, unless it is added up."""
     places = [i for i, index in enumerate(indices) if index is not None]
     found = [index for index in indices if index is not None]
     # An index of several axes may be a mask over as many axes of the input: a value does not tell its dtype.
-    masks = any(index.ndim > 1 and index.shape == input.shape[i : i + index.ndim] for i, index in zip(places, found))
-    axes = ["_" if i in places or masks else axis for i, axis in enumerate(_letters(input))]
+    at = zip(places, found, strict=True)
+    if any(index.ndim > 1 and index.shape == input.shape[i : i + index.ndim] for i, index in at):
+        return f"{', '.join(' '.join('_' * value.ndim) for value in [input, *found, values])} -> {' '.join('_' * input.ndim)}"
+    axes = ["_" if i in places else axis for i, axis in enumerate(_letters(input))]
     kept = [axis for i, axis in enumerate(axes) if i not in places]
     first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
-    written = [*kept[:first], *["_"] * max(index.ndim for index in found), *kept[first:]]
-    written = ["_"] * values.ndim if masks else written[max(len(written) - values.ndim, 0) :]
-    operands = [axes, *(["_"] * index.ndim for index in found), written]
+    ndim = max(index.ndim for index in found)
+    looked_up = [f"s{i}" if accumulate else "_" for i in range(ndim)]
+    written = [*kept[:first], *looked_up, *kept[first:]]
+    operands = [axes, *(looked_up[ndim - index.ndim :] for index in found), written[len(written) - values.ndim :]]
     return f"{', '.join(map(' '.join, operands))} -> {' '.join(axes)}"
 
 
@@ -543,7 +543,8 @@ def _fft(default: int | Sequence[int] | None) -> Callable[..., str]:
 
 
 def _triangle(input: Value, *_: object) -> str:
-    return "... _ _ -> ... _ _"
+    """What is kept depends on the place, but nothing moves: other axes may vary along these."""
+    return "... i! j! -> ... i! j!"
 
 
 _SAME = (
@@ -611,7 +612,6 @@ SIGNATURES: dict[str, Row] = {
     **{f"aten.{name}": _cumulate for name in ("cumsum", "cumprod", "logcumsumexp")},
     **{f"aten.{name}": _two(_cumulate) for name in ("cummax", "cummin")},
     "aten.diff": _diff,
-    "aten.rot90": _rot90,
     "aten.unfold": _unfold,
     "aten.linalg_cross": _cross,
     "aten.diagonal": _diagonal,
@@ -632,16 +632,15 @@ SIGNATURES: dict[str, Row] = {
     **{f"aten.max_pool{n}d_with_indices": _pool(n, results=2) for n in (1, 2, 3)},
     **{f"aten.adaptive_avg_pool{n}d": _adaptive_pool(n) for n in (1, 2, 3)},
     **{f"aten.adaptive_max_pool{n}d": _adaptive_pool(n, results=2) for n in (1, 2, 3)},
-    "aten.max_unpool2d": "... _ _, ... _ _ -> ... _ _",
-    "aten.max_unpool3d": "... _ _ _, ... _ _ _ -> ... _ _ _",
+    "aten.max_unpool2d": "... x y, ... x y -> ... _ _",
+    "aten.max_unpool3d": "... x y z, ... x y z -> ... _ _ _",
     **{
         f"aten.upsample_{kind}": _resample
         for kind in ("nearest1d", "nearest2d", "nearest3d", "linear1d", "bilinear2d", "bicubic2d", "trilinear3d")
     },
     **{f"aten._upsample_nearest_exact{n}d": _resample for n in (1, 2, 3)},
     **{f"aten._upsample_{kind}_aa": _resample for kind in ("bilinear2d", "bicubic2d")},
-    "aten.grid_sampler": "b c _ _, b _ _ 2 -> b c _ _",
-    "aten.grid_sampler_2d": "b c _ _, b _ _ 2 -> b c _ _",
+    **{f"aten.{name}": "b c _ _, b x y 2 -> b c x y" for name in ("grid_sampler", "grid_sampler_2d")},
     "aten.pixel_shuffle": _pixel_shuffle,
     "aten.pixel_unshuffle": _pixel_unshuffle,
     "aten.channel_shuffle": _channel_shuffle,
