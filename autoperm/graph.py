@@ -39,6 +39,7 @@ class Value:
 
     @property
     def ndim(self) -> int:
+        """The number of axes."""
         return len(self.shape)
 
     def __repr__(self) -> str:

@@ -10,7 +10,7 @@ from itertools import product as every
 from einops import rearrange
 from torch import Tensor
 
-from .signature import Name, Product, Sum, Term
+from .signature import Interleaving, Name, Product, Sum, Term
 from .spec import PermutationSpec
 
 
@@ -119,6 +119,13 @@ def _nodes(spec: PermutationSpec, term: Term) -> Iterator[_Node]:
             for child in _nodes(spec, inner):
                 yield _Narrow(start, size, child)
             start += size
+    elif isinstance(term, Interleaving):
+        widths = [spec.size(rest) or 1 for _, rest in term.turns]
+        start = 0
+        for (lead, rest), width in zip(term.turns, widths, strict=True):
+            for head, tail in every(_nodes(spec, lead), list(_nodes(spec, rest))):
+                yield _Unflatten((spec.size(lead) or 1, sum(widths)), (head, _Narrow(start, width, tail)))
+            start += width
     else:
         yield _Leaf(None)
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .errors import SpecError
 from .layout import unfold
-from .signature import Name, Product, Sum, Term, names
+from .signature import Interleaving, Name, Product, Sum, Term, names
 from .spec import Factor, PermutationSpec
 
 
@@ -220,6 +220,15 @@ class Permutation:
                     for part, child in zip(parts, term.terms, strict=True)
                 ]
                 return torch.cat(moved_parts, dim)
+            if isinstance(term, Interleaving):
+                widths = [self._length(rest) for _, rest in term.turns]
+                rows = unfold(places, dim, (self._length(term.turns[0][0]), sum(widths)))
+                turns = zip(torch.split(rows, widths, dim + 1), term.turns, strict=True)
+                moved_turns = [
+                    self._move(turn, [*terms[:dim], (axis, lead), (axis, rest), *terms[dim + 1 :]])
+                    for turn, (lead, rest) in turns
+                ]
+                return torch.cat(moved_turns, dim + 1).flatten(dim, dim + 1)
         here = [(dim, axis, term.name) for dim, (axis, term) in enumerate(terms) if isinstance(term, Name)]
         for dim, axis, name in sorted(here, key=lambda item: len(self.spec.factors[item[2]].over)):
             if name in self.indices:

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from .axes import collapse
-from .terms import CONSTANT, FACTOR, FAMILY, PRODUCT, SUM, Term, find, parts_of
+from .terms import CONSTANT, FACTOR, FAMILY, PRODUCT, SUM, Term, find, has_family, parts_of
 
 Cell = tuple[tuple[Term, ...], ...]
 """The factors of each axis, left to right, without those of length 1."""
@@ -106,34 +106,46 @@ def _member(family: Term, axis: int, chosen: list[frozenset[Term]]) -> Term:
     return find(matches[0][0])
 
 
-def settle(tensors: Sequence[Sequence[Term]], parameters: int) -> dict[Cell, bool]:
-    """Collapse every family whose axis is absent somewhere, until none is left.
+def settle(tensors: Sequence[Sequence[Term]]) -> None:
+    """Collapse every family whose axis is absent somewhere, until none is left."""
+    while _collapse_absent(tensors):
+        pass
+
+
+def all_cells(tensors: Sequence[Sequence[Term]], parameters: int) -> dict[Cell, bool]:
+    """Return all different cells of settled tensors.
 
     Args:
         tensors: the terms of every tensor.
         parameters: how many of them, at the start, are parameters.
 
     Returns:
-        All different cells, and whether each stands in a tensor that is computed (not in parameters alone).
+        For each cell whether it stands in a tensor that is computed (not in parameters alone).
     """
-    while True:
-        absent = False
-        found: dict[Cell, bool] = {}
-        unique: dict[tuple[Term, ...], bool] = {}
-        for index, axes in enumerate(tensors):
-            roots = tuple(map(find, axes))
-            unique[roots] = unique.get(roots, False) or index >= parameters
-        for axes, computed in unique.items():
-            while True:
-                try:
-                    for cell in list(cells(axes)):
-                        found[cell] = found.get(cell, False) or computed
-                    break
-                except AbsentError as error:
-                    collapse(error.family)
-                    absent = True
-        if not absent:
-            return found
+    unique: dict[tuple[Term, ...], bool] = {}
+    for index, axes in enumerate(tensors):
+        roots = tuple(map(find, axes))
+        unique[roots] = unique.get(roots, False) or index >= parameters
+    found: dict[Cell, bool] = {}
+    for roots, computed in unique.items():
+        for cell in cells(roots):
+            found[cell] = found.get(cell, False) or computed
+    return found
+
+
+def _collapse_absent(tensors: Iterable[Sequence[Term]]) -> bool:
+    """Collapse the families that stand in a tensor without their axis; tell whether there were any."""
+    absent = False
+    for axes in {tuple(map(find, axes)): None for axes in tensors if any(map(has_family, axes))}:
+        while True:
+            try:
+                for _ in cells(axes):
+                    pass
+                break
+            except AbsentError as error:
+                collapse(error.family)
+                absent = True
+    return absent
 
 
 def varies_over(found: Iterable[Cell]) -> dict[Term, list[Term]]:

@@ -15,6 +15,7 @@ One string says it all, in the spirit of einops::
 ``...``     any further axes, right-aligned and broadcast against each other
 ``(a b)``   a product: one axis made of two, row-major
 ``(a + b)`` a sum: one axis made of two consecutive parts
+``(a | b)`` an interleaving: units of two factors of one size in turns; see :class:`Interleaving`
 ==========  =========================================================================================
 
 A space separates axes and a comma separates tensors. ``->`` leads to the results. Between operands and results
@@ -34,7 +35,7 @@ from functools import lru_cache
 
 from .errors import SignatureError
 
-_TOKEN = re.compile(r"\.\.\.|->|[A-Za-z][A-Za-z0-9_.\-]*|\d+|[_()+,=!]|\s+")
+_TOKEN = re.compile(r"\.\.\.|->|[A-Za-z][A-Za-z0-9_.\-]*|\d+|[_()+|,=!]|\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,30 @@ class Sum:
         return "(" + " + ".join(map(str, self.terms)) + ")"
 
 
-Term = Name | Pinned | Rest | Product | Sum
+@dataclass(frozen=True, slots=True)
+class Interleaving:
+    """One axis in which parts take turns: ``(a | b)``, ``((h d) | (h e))``.
+
+    The first factor of each part counts the turns, and is equally long in all; the rest is what comes in each turn.
+    ``(h 3 d)`` with other ``h`` and ``d`` for each of the three is ``((h d) | (i e) | (j f))``.
+    """
+
+    terms: tuple[Term, ...]
+
+    def __str__(self) -> str:
+        return "(" + " | ".join(map(str, self.terms)) + ")"
+
+    @property
+    def turns(self) -> tuple[tuple[Term, Term], ...]:
+        """For each part the factor that counts the turns, and what comes in each."""
+        found: list[tuple[Term, Term]] = []
+        for term in self.terms:
+            lead, *rest = term.terms if isinstance(term, Product) else [term]
+            found.append((lead, Product(tuple(rest)) if len(rest) > 1 else rest[0] if rest else Pinned(1)))
+        return tuple(found)
+
+
+Term = Name | Pinned | Rest | Product | Sum | Interleaving
 """What stands for one axis (``...``: for several)."""
 
 Pattern = tuple[Term, ...]
@@ -116,7 +140,7 @@ def names(pattern: Pattern | Term) -> Iterator[str]:
     """
     if isinstance(pattern, Name):
         yield pattern.name
-    elif isinstance(pattern, (tuple, Product, Sum)):
+    elif isinstance(pattern, (tuple, Product, Sum, Interleaving)):
         for term in pattern if isinstance(pattern, tuple) else pattern.terms:
             yield from names(term)
 
@@ -134,7 +158,7 @@ def format_pattern(pattern: Pattern) -> str:
 def _has_pin(pattern: Pattern | Term) -> bool:
     if isinstance(pattern, Pinned):
         return pattern.size != 1
-    if isinstance(pattern, (tuple, Product, Sum)):
+    if isinstance(pattern, (tuple, Product, Sum, Interleaving)):
         return any(map(_has_pin, pattern if isinstance(pattern, tuple) else pattern.terms))
     return False
 
@@ -210,7 +234,7 @@ class _Parser:
             return self.group()
         if token == "..." and inside:
             raise self.error("'...' must not stand inside parentheses")
-        if token in ("", ")", "+", ",", "->", "=", "!"):
+        if token in ("", ")", "+", "|", ",", "->", "=", "!"):
             raise self.error(f"expected an axis, found {token!r}" if token else "expected an axis")
         self.index += 1
         if token == "...":
@@ -231,27 +255,32 @@ class _Parser:
         opening = self.tokens[self.index][1]
         self.index += 1
         terms: list[Term] = []
-        is_sum: bool | None = None
+        joint: str | None = None  # what stands between the terms: "+", "|", or "" for a product
         while not self.take(")"):
             if self.token == "":
                 raise self.error("this parenthesis is never closed", opening)
-            if self.token == "+":
-                if is_sum is False:
-                    raise self.error("put parentheses around the product: '(a b) + c'")
+            found = ""
+            if self.token in ("+", "|"):
+                found = self.token
                 if not terms:
-                    raise self.error("expected an axis before '+'")
-                is_sum = True
+                    raise self.error(f"expected an axis before {found!r}")
+                if joint == "":
+                    raise self.error(f"put parentheses around the product: '(a b) {found} c'")
+                if joint not in (None, found):
+                    raise self.error(f"put parentheses around one of them: '(a {joint} b) {found} c'")
                 self.index += 1
-            elif terms and is_sum:
-                raise self.error("put parentheses around the product: 'a + (b c)'")
-            elif terms:
-                is_sum = False
+            elif terms and joint:
+                raise self.error(f"put parentheses around the product: 'a {joint} (b c)'")
+            if terms:
+                joint = found
             terms.append(self.term(inside=True))
         if not terms:
             raise self.error("these parentheses are empty", opening)
         if len(terms) == 1:
             return terms[0]
-        return Sum(tuple(terms)) if is_sum else Product(tuple(terms))
+        if joint == "|":
+            return Interleaving(tuple(terms))
+        return Sum(tuple(terms)) if joint == "+" else Product(tuple(terms))
 
 
 @lru_cache(maxsize=4096)

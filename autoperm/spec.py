@@ -18,7 +18,19 @@ import torch
 from torch import Tensor, nn
 
 from .errors import SpecError
-from .signature import Name, Pattern, Pinned, Product, Rest, Sum, Term, format_pattern, names, parse_pattern
+from .signature import (
+    Interleaving,
+    Name,
+    Pattern,
+    Pinned,
+    Product,
+    Rest,
+    Sum,
+    Term,
+    format_pattern,
+    names,
+    parse_pattern,
+)
 
 if TYPE_CHECKING:
     from .permutation import Permutation
@@ -109,6 +121,11 @@ class PermutationSpec:
             return term.size
         if isinstance(term, Rest):
             raise SpecError("'...' has no place in the pattern of a parameter: write every axis")
+        if isinstance(term, Interleaving):
+            leads = {self.size(lead) for lead, _ in term.turns}
+            if len(leads) > 1:
+                raise SpecError(f"in {term} the first factors differ in length: {sorted(map(str, leads))}")
+            return (leads.pop() or 1) * sum(self.size(rest) or 1 for _, rest in term.turns)
         sizes = [self.size(inner) for inner in term.terms]
         if any(size is None for size in sizes):
             raise SpecError(f"inside {term} a pinned axis needs its length: a number instead of '_'")
@@ -323,7 +340,7 @@ def _collect(term: Term, size: int, sizes: dict[str, int], pinned: set[str]) -> 
         sizes.setdefault(term.name, term.size or size)
         if term.pinned:
             pinned.add(term.name)
-    elif isinstance(term, (Product, Sum)):
+    elif isinstance(term, (Product, Sum, Interleaving)):
         for inner in term.terms:
             if isinstance(inner, Name):
                 if inner.size is not None:
@@ -337,6 +354,11 @@ def _collect(term: Term, size: int, sizes: dict[str, int], pinned: set[str]) -> 
 def _solve(term: Term, size: int, sizes: dict[str, int]) -> None:
     if isinstance(term, Name):
         sizes.setdefault(term.name, size)
+    if isinstance(term, Interleaving):
+        rests = [_known(rest, sizes) for _, rest in term.turns]
+        if all(rests):
+            for lead, _ in term.turns:
+                _solve(lead, size // sum(filter(None, rests)), sizes)
     if not isinstance(term, (Product, Sum)):
         return
     known = {inner: _known(inner, sizes) for inner in term.terms}
@@ -365,6 +387,6 @@ def _bare(term: Term) -> Term:
     """Drop sizes and pins from the names: the factors have them."""
     if isinstance(term, Name):
         return Name(term.name)
-    if isinstance(term, (Product, Sum)):
+    if isinstance(term, (Product, Sum, Interleaving)):
         return type(term)(tuple(map(_bare, term.terms)))
     return term

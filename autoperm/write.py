@@ -1,21 +1,23 @@
 """Settled terms to patterns: the last step of discovery, where variables become names.
 
 A family that lies behind a sum in its own axis is written by distributing the sum over it: three members of ``h`` and
-``d`` over the parts of an axis of length 3 are ``((h d) + (h d) + (h e))``. A family that cannot be written so (its axis
-is another axis of the parameter, or stands to its right) collapses: fewer symmetries, never a wrong one.
+``d`` over the parts of an axis of length 3 are ``((h d) + (h d) + (h e))``. A family that cannot be written so (its
+axis is another axis of the parameter) collapses: fewer symmetries, never a wrong one. One that stands right before the
+sum is written by turns, ``((h d) | (i e))``.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from string import ascii_lowercase
 
 from .axes import collapse
 from .graph import Call, Graph, Value
-from .presence import Cell, chosen_member, flatten, settle, varies_over
+from .presence import Cell, all_cells, chosen_member, flatten, settle, varies_over
 from .rules import op_name
-from .signature import Name, Pattern, Pinned, Product, Sum
+from .signature import Interleaving, Name, Pinned, Product, Sum
 from .signature import Term as Notation
 from .spec import Factor, PermutationSpec
 from .terms import CONSTANT, FAMILY, PRODUCT, SUM, Pin, Term, factor, find, has_family, parts_of, pin
@@ -57,11 +59,13 @@ def _settle_and_write(
 ) -> tuple[dict[Cell, bool], dict[Value, list[Tree]]]:
     """Let families settle until all that are left can be written."""
     while True:
-        settled = settle(tensors, len(values))
-        try:
-            return settled, {value: [_tree([find(term)]) for term in tensors[i]] for i, value in enumerate(values)}
-        except _CollapsedError:
-            continue
+        settle(tensors)
+        written: dict[Value, list[Tree]] = {}
+        for value, axes in zip(values, tensors, strict=False):
+            with suppress(_CollapsedError):
+                written[value] = [_tree([find(term)]) for term in axes]
+        if len(written) == len(values):
+            return all_cells(tensors, len(values)), written
 
 
 def _name_factors(tensors: Sequence[Sequence[Tree]], over: Mapping[Term, Sequence[Term]]) -> dict[Term, Factor]:
@@ -94,7 +98,7 @@ def _pin_unused(cells: Mapping[Cell, bool]) -> None:
                     pin(term, Pin("the traced path never uses this part"))
 
 
-# --- a tree: a leaf term, or ("product" | "sum", children)
+# --- a tree: a leaf term, or ("product" | "sum" | "turns" | "turn", children)
 
 Tree = Term | tuple[str, list["Tree"]]
 
@@ -105,8 +109,12 @@ def _tree(terms: list[Term]) -> Tree:
     nodes: list[Tree] = []
     for index, term in enumerate(flat):
         if term.kind == FAMILY:
-            collapse(term)
-            raise _CollapsedError
+            turns = _turns(flat[index:])
+            if turns is None:
+                collapse(term)
+                raise _CollapsedError
+            nodes.append(("turns", turns))
+            break
         if term.kind == SUM:
             rest = flat[index + 1 :]
             if any(has_family(other) for other in rest):
@@ -118,6 +126,21 @@ def _tree(terms: list[Term]) -> Tree:
     if not nodes:
         return flat[0] if flat else factor(1)
     return nodes[0] if len(nodes) == 1 else ("product", nodes)
+
+
+def _turns(terms: Sequence[Term]) -> list[Tree] | None:
+    """Write families over a sum behind them: the members take turns, each with its part of the sum."""
+    place = next((index for index, term in enumerate(terms) if term.kind == SUM), None)
+    if place is None:
+        return None
+    found: list[Tree] = []
+    for part in parts_of(terms[place]):
+        lead = [_at(term, part) for term in terms[:place]]
+        if any(map(has_family, lead)):
+            return None
+        rest = [part, *(_at(term, part) for term in terms[place + 1 :])]
+        found.append(("turn", [_tree(lead), _tree(rest)]))
+    return found
 
 
 def _at(term: Term, part: Term) -> Term:
@@ -169,7 +192,7 @@ def _neighbours(cells: Iterable[Cell], trees: Iterable[list[Tree]]) -> dict[Term
         if kind == "product":
             note([child if isinstance(child, Term) else None for child in children])
         for child in children:
-            if kind == "sum" or not isinstance(child, Term):
+            if kind != "product" or not isinstance(child, Term):
                 walk(child)
 
     for cell in cells:
@@ -222,7 +245,7 @@ def _merged_tree(tree: Tree, merges: Mapping[Term, tuple[Term, Term]]) -> Tree:
             else:
                 result.append(child)
         children = result[::-1]
-    return children[0] if len(children) == 1 else (kind, children)
+    return children[0] if len(children) == 1 and kind == "product" else (kind, children)
 
 
 # --- names and notation
@@ -247,8 +270,15 @@ def _notation(tree: Tree, found: Mapping[Term, Factor], *, inside: bool = False)
             return Name(found[tree].name)
         return Pinned(tree.size) if inside or tree.size == 1 else Pinned()
     kind, children = tree
-    if all(leaf not in found for leaf in _leaves(tree)):
+    if kind != "turn" and all(leaf not in found for leaf in _leaves(tree)):
         return Pinned(_size(tree)) if inside else Pinned()
+    if kind == "turns":
+        return Interleaving(tuple(_notation(child, found, inside=True) for child in children))
+    if kind == "turn":
+        lead, rest = (_notation(child, found, inside=True) for child in children)
+        if isinstance(rest, Pinned) and rest.size == 1 and not isinstance(lead, Product):
+            return lead
+        return Product((lead, *(rest.terms if isinstance(rest, Product) else [rest])))
     inner: list[Notation] = []
     for child in children:
         node = _notation(child, found, inside=True)
@@ -266,7 +296,7 @@ def _size(tree: Tree) -> int:
     if isinstance(tree, Term):
         return tree.size
     sizes = [_size(child) for child in tree[1]]
-    if tree[0] == "sum":
+    if tree[0] in ("sum", "turns"):
         return sum(sizes)
     result = 1
     for size in sizes:
@@ -287,6 +317,3 @@ def describe_pin(why: Pin) -> str:
     if isinstance(why.origin, Call):
         return f"{why.reason}: {op_name(why.origin.op)}, {why.origin.where}"
     return why.reason
-
-
-__all__ = ["Pattern", "describe_pin", "write_spec"]

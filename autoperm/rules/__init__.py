@@ -65,13 +65,15 @@ def register(op: Callable[..., Any] | str, row: Row, *, override: bool = False) 
     """Say how an operation treats its axes.
 
     Args:
-        op: an operation of ``torch.ops``, with or without overload, or its name, as ``"mylib.roll"``.
+        op: an operation of ``torch.ops``, with or without overload, what ``torch.library.custom_op`` returns, or a
+            name, as ``"mylib.roll"``.
         row: a signature in the notation (see :mod:`autoperm.signature`), or a function that takes the operation's own
             arguments (tensors have ``.shape`` and ``.ndim``) and returns one.
         override: replace a row that is there already.
 
     Raises:
-        SignatureError: if the row does not parse, does not fit the operation's schema, or would replace another.
+        SignatureError: if the row does not parse, does not fit the operation's schema, or would replace another; if
+            ``op`` is not an operation.
 
     Example:
         >>> register("mylib.double", "... -> ...")
@@ -80,10 +82,16 @@ def register(op: Callable[..., Any] | str, row: Row, *, override: bool = False) 
         ...
         autoperm.errors.SignatureError: mylib.double has a rule already; pass override=True to replace it
     """
-    name = op if isinstance(op, str) else op_name(op)
-    name = name.removeprefix("torch.ops.").replace("::", ".")
+    found: object = getattr(op, "_opoverload", op)
+    name = found if isinstance(found, str) else op_name(found)
+    name = ".".join(name.removeprefix("torch.ops.").replace("::", ".").split(".")[:2])
+    if "." not in name:
+        raise SignatureError(f"{op!r} is not an operation of torch.ops, nor the name of one, as 'mylib.roll'")
+    if isinstance(found, str):
+        namespace, _, base = name.partition(".")
+        found = getattr(getattr(torch.ops, namespace), base, None)
     if isinstance(row, str):
-        _check(name, op, row)
+        _check(name, found, row)
     if (name in SIGNATURES or name in _RULES) and not override:
         raise SignatureError(f"{name} has a rule already; pass override=True to replace it")
     _RULES.pop(name, None)

@@ -120,7 +120,10 @@ def _squeeze(ctx: Context, self: Value, dim: int | Sequence[int] | None = None) 
 
 def _expand(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
     """A new or stretched axis is the same all along."""
-    axes, shape = ctx.axes(self), ctx.result.shape
+    return _stretch(ctx.axes(self), ctx.result.shape)
+
+
+def _stretch(axes: Axes, shape: Sequence[int]) -> Axes:
     axes = [factor(1)] * (len(shape) - len(axes)) + axes
     return [axis if axis.size == size else constant(size) for axis, size in zip(axes, shape, strict=True)]
 
@@ -134,14 +137,15 @@ def _repeat(ctx: Context, self: Value, repeats: Sequence[int]) -> Axes:
     ]
 
 
-def _repeat_interleave(ctx: Context, self: Value, repeats: Any, dim: int | None = None, **_: Any) -> Axes:
+def _repeat_interleave(ctx: Context, self: Value, repeats: Any = None, dim: int | None = None, **_: Any) -> Axes:
     axes = list(ctx.axes(self))
     if not isinstance(repeats, int):
-        place = 0 if dim is None else dim
-        ctx.pin([axes[place]], "repeated a different number of times along the axis")
-        ctx.relate(axes[:place] + axes[place + 1 :])
-        axes[place] = factor(ctx.result.shape[place], MISFIT)
-        return axes
+        ctx.pin(ctx.axes(self if repeats is None else repeats), "numbers of repetitions")
+        place = 0 if dim is None else dim % len(axes)
+        rest = [] if dim is None else [axis for i, axis in enumerate(axes) if i != place]
+        ctx.pin([axis for axis in axes if axis not in rest], "repeated a different number of times along the axis")
+        ctx.relate(rest)
+        return [*rest[:place], factor(ctx.result.shape[place], MISFIT), *rest[place:]]
     if dim is None:
         axes, dim = [product(axes)], 0
     axes[dim] = product([axes[dim], constant(repeats)]) if axes[dim].size > 1 else constant(repeats)
@@ -150,6 +154,8 @@ def _repeat_interleave(ctx: Context, self: Value, repeats: Any, dim: int | None 
 
 def _cut(ctx: Context, axes: Axes, dim: int, start: int, stop: int) -> Axes:
     """Cut a range out of one axis; every other factor turns into its member for that range."""
+    if start >= stop:  # nothing is left, and nothing is said about the axes of nothing
+        return [constant(0 if i == dim else axis.size) for i, axis in enumerate(axes)]
     try:
         piece, handles = cut(axes[dim], start, stop)
     except Misfit:
@@ -220,7 +226,7 @@ def _split(ctx: Context, self: Value, split_size: int | Sequence[int], dim: int 
 
 
 def _chunk(ctx: Context, self: Value, chunks: int, dim: int = 0) -> list[Axes]:
-    return _split(ctx, self, -(-self.shape[dim] // chunks), dim)
+    return _split(ctx, self, max(-(-self.shape[dim] // chunks), 1), dim)
 
 
 def _unbind(ctx: Context, self: Value, dim: int = 0) -> list[Axes]:
@@ -231,8 +237,14 @@ def _unbind(ctx: Context, self: Value, dim: int = 0) -> list[Axes]:
 
 
 def _cat(ctx: Context, tensors: Sequence[Value], dim: int = 0) -> Axes:
-    rows = [ctx.axes(value) for value in tensors if value.shape != (0,)]
-    return concatenate(rows, dim % len(rows[0]))
+    dim %= ctx.result.ndim
+    return _join(ctx, [ctx.axes(value) for value in tensors if value.shape != (0,)], dim)
+
+
+def _join(ctx: Context, rows: Sequence[Axes], dim: int) -> Axes:
+    """Join tensors; those of no length along the axis say nothing."""
+    rows = [axes for axes in rows if axes[dim].size > 0]
+    return concatenate(rows, dim) if rows else [constant(size) for size in ctx.result.shape]
 
 
 def _stack(ctx: Context, tensors: Sequence[Value], dim: int = 0) -> Axes:
@@ -251,24 +263,30 @@ def _slice_scatter(
     step: int = 1,
 ) -> Axes:
     """Overwrite a range: what was there before it, what is written, what was there after it."""
-    axes = ctx.axes(self)
+    axes, source = ctx.axes(self), ctx.axes(src)
     dim %= len(axes)
     size = axes[dim].size
-    if step != 1:
-        ctx.pin([*axes, *ctx.axes(src)], f"every {step}-th unit is overwritten")
-        return [factor(axis.size, MISFIT) for axis in axes]
     low = _clamp(start, size, 0)
-    return _overwrite(ctx, axes, ctx.axes(src), dim, low, low + src.shape[dim])
+    if step == 1 or src.shape[dim] <= 1:
+        return _overwrite(ctx, axes, source, dim, low, low + src.shape[dim])
+    if size % step == 0 and low < step and src.shape[dim] == size // step:
+        # Every step-th unit: one column of the axis seen as (size/step, step).
+        try:
+            rows, columns = regroup([axes[dim]], [size // step, step])
+        except Misfit:
+            pass
+        else:
+            split = [*axes[:dim], rows, columns, *axes[dim + 1 :]]
+            new = [*source[: dim + 1], factor(1), *source[dim + 1 :]]
+            found = _overwrite(ctx, split, new, dim + 1, low, low + 1)
+            return [*found[:dim], product(found[dim : dim + 2]), *found[dim + 2 :]]
+    ctx.pin([*axes, *source], f"every {step}-th unit is overwritten")
+    return [factor(axis.size, MISFIT) for axis in axes]
 
 
 def _overwrite(ctx: Context, axes: Axes, source: Axes, dim: int, start: int, stop: int) -> Axes:
-    rows = []
-    if start > 0:
-        rows.append(_cut(ctx, axes, dim, 0, start))
-    rows.append(source)
-    if stop < axes[dim].size:
-        rows.append(_cut(ctx, axes, dim, stop, axes[dim].size))
-    return concatenate(rows, dim)
+    rows = [_cut(ctx, axes, dim, 0, start), source, _cut(ctx, axes, dim, stop, axes[dim].size)]
+    return _join(ctx, rows, dim)
 
 
 def _select_scatter(ctx: Context, self: Value, src: Value, dim: int, index: int) -> Axes:
@@ -280,9 +298,7 @@ def _select_scatter(ctx: Context, self: Value, src: Value, dim: int, index: int)
 
 
 def _copy(ctx: Context, self: Value, src: Value, *_: Any) -> Axes:
-    axes = ctx.axes(src)
-    axes = [factor(1)] * (self.ndim - len(axes)) + axes
-    return [axis if axis.size == size else constant(size) for axis, size in zip(axes, self.shape, strict=True)]
+    return _stretch(ctx.axes(src), self.shape)
 
 
 def _type_as(ctx: Context, self: Value, other: Value) -> Axes:
@@ -291,6 +307,24 @@ def _type_as(ctx: Context, self: Value, other: Value) -> Axes:
 
 def _filled(ctx: Context, *_: Any, **__: Any) -> Axes:
     return [constant(size) for size in ctx.result.shape]
+
+
+def _broadcast_tensors(ctx: Context, tensors: Sequence[Value]) -> list[Axes]:
+    shape = ctx.result.shape
+    return [_stretch(ctx.axes(value), shape) for value in tensors]
+
+
+def _meshgrid(ctx: Context, tensors: Sequence[Value], indexing: str = "ij") -> list[Axes]:
+    """Each result has its own operand along one axis, and is the same along the others."""
+    places = list(range(len(tensors)))
+    if indexing == "xy":
+        places[:2] = places[1::-1]
+    found = []
+    for value, place in zip(tensors, places, strict=True):
+        axes: Axes = [constant(size) for size in ctx.result.shape]
+        axes[place] = ctx.axes(value)[0] if value.ndim else factor(1)
+        found.append(axes)
+    return found
 
 
 def _pad(ctx: Context, self: Value, pad: Sequence[int], mode: str = "constant", value: Any = None) -> Axes:
@@ -318,17 +352,22 @@ def _pad(ctx: Context, self: Value, pad: Sequence[int], mode: str = "constant", 
     return axes
 
 
+def _pad_constant(ctx: Context, self: Value, pad: Sequence[int], value: Any = 0) -> Axes:
+    return _pad(ctx, self, pad)
+
+
 def _extreme(ctx: Context, self: Value, *args: Any, **kwargs: Any) -> Axes | list[Axes]:
     """``max`` and ``min``: of all, of two tensors, or along an axis with the place where it stands."""
     axes = ctx.axes(self)
-    if not args and not kwargs:
+    named = [*args, *(kwargs[name] for name in ("other", "dim", "keepdim") if name in kwargs)]
+    if not named:
         return []
-    if isinstance(args[0], Value):
-        return broadcast([axes, ctx.axes(args[0])])
-    dim, keepdim = args[0] % len(axes), bool(args[1] if len(args) > 1 else kwargs.get("keepdim", False))
+    if isinstance(named[0], Value):
+        return broadcast([axes, ctx.axes(named[0])])
+    dim, keepdim = named[0] % max(len(axes), 1), bool(named[1:] and named[1])
     place = ctx.results[1] if len(ctx.results) > 1 else None
     if place is not None and place.used:
-        ctx.pin([axes[dim]], "the place of the largest or smallest unit is used")
+        ctx.pin(axes[dim : dim + 1], "the place of the largest or smallest unit is used")
     kept = [factor(1) if i == dim else axis for i, axis in enumerate(axes) if i != dim or keepdim]
     return [kept, kept]
 
@@ -344,9 +383,11 @@ _RENAMES = {
     "concat": "cat",
     "concatenate": "cat",
     "split_with_sizes": "split",
-    "constant_pad_nd": "pad",
     "numpy_T": "t",
-    "movedim": "movedim",
+    "reshape_as": "view",
+    "swapaxes": "transpose",
+    "swapdims": "transpose",
+    "moveaxis": "movedim",
     "tile": "repeat",
 }
 
@@ -374,8 +415,10 @@ _RULES: dict[str, Rule] = {
     "copy": _copy,
     "type_as": _type_as,
     "pad": _pad,
-    "max": _extreme,
-    "min": _extreme,
+    "constant_pad_nd": _pad_constant,
+    "meshgrid": _meshgrid,
+    "broadcast_tensors": _broadcast_tensors,
+    **dict.fromkeys(("max", "min", "median", "nanmedian"), _extreme),
     **dict.fromkeys(
         ("zeros", "ones", "full", "empty", "scalar_tensor", "zeros_like", "ones_like", "full_like", "empty_like"),
         _filled,

@@ -251,7 +251,7 @@ def _group_norm(
     input: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None, *_: object
 ) -> str:
     # The second tensor says that no position within a group is a position in the batch, should both have one factor.
-    row = f"b (g={num_groups} c) ...{{}} -> b g, b g c -> b (g c) ..."
+    row = f"b (g={num_groups} c) ...{{}} -> b g, b g c ... -> b (g c) ..."
     return _optional(row, ("(g c)", weight), ("(g c)", bias))
 
 
@@ -493,7 +493,8 @@ def _index_put(
     # An index of several axes may be a mask over as many axes of the input: a value does not tell its dtype.
     at = zip(places, found, strict=True)
     if any(index.ndim > 1 and index.shape == input.shape[i : i + index.ndim] for i, index in at):
-        return f"{', '.join(' '.join('_' * value.ndim) for value in [input, *found, values])} -> {' '.join('_' * input.ndim)}"
+        pinned = [" ".join("_" * value.ndim) for value in (input, *found, values)]
+        return f"{', '.join(pinned)} -> {pinned[0]}"
     axes = ["_" if i in places else axis for i, axis in enumerate(_letters(input))]
     kept = [axis for i, axis in enumerate(axes) if i not in places]
     first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
