@@ -75,10 +75,12 @@ def collapse(term: Term) -> None:
     for member in members[1:]:
         first = meet(first, member)
     first = find(first)
-    if first is not term:
+    if find(term) is not term:  # equating the members has equated the family with something already
+        unify(term, first)
+    elif first is not term:
         term.parent = first
-        if term.pin is not None:
-            pin(first, term.pin)
+    if term.pin is not None:
+        pin(first, term.pin)
     make_rigid(first, over)
 
 
@@ -98,6 +100,11 @@ def _unify(a: Term, b: Term, depth: int) -> None:
         raise Misfit(f"sizes {a.size} and {b.size}")
     if a.kind > b.kind:
         a, b = b, a
+    for inner, outer in ((a, b), (b, a)):
+        if outer.kind == FAMILY and _occurs(inner, outer):  # a member is equal to the whole
+            collapse(outer)
+            _unify(inner, outer, depth + 1)
+            return
     try:
         if depth > _DEPTH_LIMIT:
             raise Misfit("structures too deep")
@@ -132,12 +139,8 @@ def _unify_part(a: Term, b: Term, depth: int) -> None:
 
 def _bind(a: Term, b: Term, depth: int) -> None:
     """A factor takes the structure of another term."""
-    if b.kind != FACTOR and _occurs(a, b):
-        if b.kind != FAMILY:
-            raise Misfit("a term inside itself")
-        collapse(b)
-        _unify(a, b, depth)
-        return
+    if _occurs(a, b):
+        raise Misfit("a term inside itself")
     a.parent = b
     if a.pin is not None:
         pin(b, a.pin)

@@ -24,6 +24,7 @@ class Binding:
         self.terms: dict[str, Term] = {}
         self.rest: Axes = []
         self.pinned: Axes = []
+        self.given: Sequence[Axes] = []
 
     def operands(self, operands: Sequence[Axes]) -> None:
         """Unify the operands' axes with the patterns.
@@ -34,6 +35,7 @@ class Binding:
         patterns = self.signature.operands
         if len(patterns) != len(operands):
             raise SignatureError(f"the signature has {len(patterns)} operands, the call has {len(operands)}")
+        self.given = operands
         pairs: list[tuple[Notation, Term]] = []
         rests: list[Axes] = []
         for index, (pattern, axes) in enumerate(zip(patterns, operands, strict=True)):
@@ -179,6 +181,11 @@ class Binding:
     def intermediates(self) -> list[Axes]:
         """Return the tensors inside the operation, written or implied."""
         found = [self.read(pattern, None) for pattern in self.signature.intermediates]
+        # What is reduced may stand in no other tensor that is computed; an operand as it is says that it is used.
+        left = {name for pattern in self.signature.results for name in names(pattern)}
+        for pattern, axes in zip(self.signature.operands, self.given, strict=True):
+            if not left.issuperset(names(pattern)):
+                found.append(list(axes))
         implied = implied_intermediate(self.signature)
         if implied is not None:
             # A name that stands only inside a product which met an axis of length 1 has no term and no say.
