@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .copies import copy_model
 from .discover import infer
 from .equivalence import difference, in_float64, in_native_precision, outputs
 from .errors import EquivalenceError, TraceError
@@ -150,8 +150,8 @@ def _compare(model: nn.Module, aligned: nn.Module, args: tuple[Any, ...], kwargs
 
     try:
         doubles = in_float64(args), in_float64(kwargs)
-        expected = run(copy.deepcopy(model).double(), *doubles)
-        found = run(copy.deepcopy(aligned).double(), *doubles)
+        expected = run(copy_model(model).double(), *doubles)
+        found = run(copy_model(aligned).double(), *doubles)
     except Exception as problem:  # anything that the user's forward may raise
         tolerance = in_native_precision(model, problem)
         expected, found = run(model, args, kwargs), run(aligned, args, kwargs)

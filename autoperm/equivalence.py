@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from .copies import copy_model
 from .errors import EquivalenceError, TraceError
 from .permutation import Permutation
 from .spec import PermutationSpec
@@ -95,13 +95,13 @@ def verify(
 ) -> float:
     """See :meth:`autoperm.PermutationSpec.verify`."""
     native = model
-    model = copy.deepcopy(native).double()
+    model = copy_model(native).double()
     try:
         reference = outputs(model, in_float64(tuple(inputs)))
         inputs = in_float64(tuple(inputs))
     except Exception as error:  # anything that the user's forward may raise
         tolerance = max(tolerance, in_native_precision(native, error))
-        model, inputs = copy.deepcopy(native), tuple(inputs)
+        model, inputs = copy_model(native), tuple(inputs)
         reference = outputs(model, inputs)
     if not reference:
         raise TraceError("the model returns no floating-point tensor, so there is nothing to compare")

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from .copies import copy_model
 from .errors import TraceError
-from .trace import describe_inputs, quiet, replicate
+from .trace import describe_inputs, quiet
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -53,7 +54,7 @@ def resolve_inputs(model: nn.Module, example_inputs: Any = None) -> Inputs:
 
 def find_inputs(model: nn.Module) -> Inputs:
     """Find inputs that a model runs on."""
-    replica = replicate(model)
+    replica = copy_model(model, share_parameters=True).eval()
     tried = []
     for args, kwargs in _candidates(replica):
         problem = _try(replica, args, kwargs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .copies import copy_model, forget_caches
 from .errors import ArchitectureError, EvaluationError, SpecError
 from .evaluate import check_rereadable, is_mapping
 from .merge import lerp
@@ -225,7 +225,7 @@ def interpolate(
     check_same_indices(a, b)
     check_finite(a, "model A")
     check_finite(b, "model B")
-    model = copy.deepcopy(model_a)
+    model = copy_model(model_a)
     _load(model, lerp(a, b, 1.0))
     _check_loaded(model, b)
 
@@ -260,6 +260,7 @@ def _check_data(renormalize: str | None, data: Iterable[Any] | None) -> None:
 def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     # The model's own state dict adds the entries that are not tensors, without which a strict load fails.
     model.load_state_dict({**model.state_dict(), **state})
+    forget_caches(model)
 
 
 def _check_loaded(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -6,7 +6,6 @@ over it is indexed by the place where it ends up. (So ``h`` is scipy's ``col_ind
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -15,6 +14,7 @@ from typing import overload
 import torch
 from torch import Tensor, nn
 
+from .copies import copy_model
 from .errors import SpecError
 from .layout import unfold
 from .signature import Interleaving, Name, Product, Sum, Term, names
@@ -161,7 +161,7 @@ class Permutation:
             state = target.state_dict()
             with torch.no_grad():
                 moved = self.apply(state)
-            model = copy.deepcopy(target)
+            model = copy_model(target)
             model.load_state_dict(moved)
             return model
         self.spec.check(target)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from typing import Any, cast
@@ -10,6 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .copies import copy_model
 from .errors import ArchitectureError, EvaluationError, SpecError
 from .evaluate import device_of, evaluating, is_sequence, to_device
 
@@ -53,7 +53,7 @@ def renormalize_batch_norm(model: nn.Module, loader: Iterable[Any], *, batches: 
     """
     if batches is not None and batches < 1:
         raise SpecError(f"batches is {batches}, but must be at least 1, or None to read all")
-    result = copy.deepcopy(model)
+    result = copy_model(model)
     modules = cast("Iterator[tuple[str, nn.Module]]", result.named_modules())
     norms = {name: module for name, module in modules if isinstance(module, BatchNorm) and module.track_running_stats}
     if not norms:

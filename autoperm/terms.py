@@ -97,6 +97,8 @@ def family(over: Term, parts: Sequence[Term], members: Sequence[Term]) -> Term:
     """Make the term that is one member for each part of an axis."""
     if len(members) == 1 or len({find(member) for member in members}) == 1:
         return find(members[0])
+    if members[0].size == 1:
+        return factor(1)
     term = Term(FAMILY, members[0].size, list(members))
     term.over = over
     term.parts = list(parts)

@@ -5,13 +5,11 @@
 (``slice_scatter``, ``copy``). A rule that ignored a write through a view would be unsound.
 
 The model is never touched. It is copied without its weights' memory: the copy's parameters share the storage of the
-originals, which tracing under fake tensors does not write to. The copy is toggled through training mode once, because
-some models keep tensors made from their parameters in a cache that evaluation fills and training clears.
+originals, which tracing under fake tensors does not write to.
 """
 
 from __future__ import annotations
 
-import copy
 import io
 import logging
 import operator
@@ -27,6 +25,7 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from .copies import copy_model
 from .errors import TraceError
 from .graph import Call, Graph, Value, Where
 
@@ -56,25 +55,9 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
     for where, value in [*enumerate(args), *(kwargs or {}).items()]:
         if value is model or isinstance(value, nn.Module):
             raise TraceError(f"example input {where!r} is a module; pass tensors")
-    replica = replicate(model)
+    replica = copy_model(model, share_parameters=True).eval()
     exported = _export(replica, tuple(args), dict(kwargs or {}))
     return _read(exported, replica)
-
-
-def replicate(model: nn.Module) -> nn.Module:
-    """Copy a model in evaluation mode, its parameters sharing the originals' storage."""
-    memo: dict[int, Any] = {}
-    for parameter in model.parameters():
-        memo[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
-    for module in model.modules():
-        for value in vars(module).values():
-            if isinstance(value, Tensor) and not value.is_leaf:  # a cache of something computed from parameters
-                memo[id(value)] = value.detach().clone()
-    try:
-        replica = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise TraceError(f"{type(model).__name__} cannot be copied for tracing: {error}") from error
-    return replica.train().eval()
 
 
 @contextmanager

@@ -11,7 +11,8 @@ from ..errors import SignatureError
 from ..signature import parse
 from .recurrent import CELL_SIGNATURES, RECURRENT_RULES
 from .shape import SHAPE_RULES, Rule
-from .table import SIGNATURES, Row
+from .table import SIGNATURES
+from .text import Row
 
 __all__ = ["SIGNATURES", "Row", "Rule", "is_pointwise", "op_name", "register", "rule_for", "signature_for"]
 
@@ -101,6 +102,8 @@ def register(op: Callable[..., Any] | str, row: Row, *, override: bool = False) 
 def _check(name: str, op: object, row: str) -> None:
     """Compare a row with the operation's schema, as far as there is one."""
     signature = parse(row)
+    if "|" in row:
+        raise SignatureError(f'"{row}": an interleaving (a | b) is for the patterns of tensors, not for operations')
     overloads = [op] if hasattr(op, "_schema") else [getattr(op, o) for o in getattr(op, "overloads", list)()]
     schemas = [overload._schema for overload in overloads if hasattr(overload, "_schema")]
     if not schemas:

@@ -151,7 +151,7 @@ class Binding:
             return product([self._term(term) for term in notation.terms])
         if isinstance(notation, Sum):
             return total([self._term(term) for term in notation.terms])
-        raise SignatureError("'...' stands for whole axes")
+        raise SignatureError(f"{notation} has no meaning in the signature of an operation")
 
     def read(self, pattern: Pattern, shape: tuple[int, ...] | None) -> Axes:
         """Return the axes that a pattern of a result or intermediate stands for.
