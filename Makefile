@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: all demo test docs clean
+.PHONY: all demo test docs benchmark clean
 
 all: test docs
 
@@ -26,6 +26,11 @@ test: $(STAMP)
 
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict
+
+# Half an hour or more. Trained weights and results are kept in .benchmarks.
+benchmark: $(STAMP)
+	$(BIN)/python -m pip install --quiet --no-deps rebasin torchview graphviz
+	$(BIN)/python benchmarks/digits.py --cache .benchmarks
 
 clean:
 	rm -rf .venv site dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -51,10 +51,7 @@ class Alignment:
         if self.match is not None:
             before, after = self.match.objective[0], self.match.objective[-1]
             state = "converged" if self.match.converged else "stopped"
-            lines.append(
-                f"  matched: inner product of the weights {before:.4g} -> {after:.4g}, {state} after "
-                f"{self.match.sweeps} sweeps"
-            )
+            lines.append(f"  matched: objective {before:.4g} -> {after:.4g}, {state} after {self.match.sweeps} sweeps")
         checked = "not checked" if self.error is None else f"the model computes what B computes, to {self.error:.0e}"
         lines.append(f"  checked: {checked}")
         rows = [["group", "units", "moved", "carried by"]]
