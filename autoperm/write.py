@@ -40,7 +40,7 @@ def write_spec(graph: Graph, tensors: Sequence[Sequence[Term]], unknown: Sequenc
     _pin_unused(settled)
     merges = _neighbours(settled, written.values())
     trees = {value: [_merged_tree(tree, merges) for tree in axes] for value, axes in written.items()}
-    over = varies_over([tuple(tuple(_merge(list(axis), merges)) for axis in cell) for cell in settled])
+    over = varies_over([_merge(cell, merges) for cell in settled])
     factors = _name_factors(list(trees.values()), over)
     first = {value: name for name, value in reversed(graph.tensors.items())}
     tensors_of = graph.tensors.items()
@@ -195,41 +195,36 @@ def _neighbours(cells: Iterable[Cell], trees: Iterable[list[Tree]]) -> dict[Term
             if kind != "product" or not isinstance(child, Term):
                 walk(child)
 
+    # Neighbouring axes of an activation are side by side too: a view may join them. An axis of length 1 between them
+    # (of no factors) may be longer for other inputs.
     for cell in cells:
-        for axis in cell:
-            note(axis)
+        note([term for axis in cell for term in (axis or (None,))])
     for nodes in trees:
         for node in nodes:
             walk(node)
-    merges = {}
+    right_of: dict[Term, Term] = {}
     for left, following in after.items():
         right = next(iter(following))
         if right is None or len(following) > 1 or before[right] != {left}:
             continue
-        if left.pin is None and right.pin is None and left is not right:
-            merges[left] = (right, factor(left.size * right.size))
-    return _chains(merges)
+        if left.pin is None and right.pin is None:
+            right_of[left] = right
+
+    def width(term: Term) -> int:
+        return term.size * (width(right_of[term]) if term in right_of else 1)
+
+    return {left: (right, factor(width(left))) for left, right in right_of.items()}
 
 
-def _chains(merges: dict[Term, tuple[Term, Term]]) -> dict[Term, tuple[Term, Term]]:
-    """Let chains of three or more merge one pair after another, from the right."""
-    for left in sorted(merges, key=lambda term: term.order, reverse=True):
-        right, _ = merges[left]
-        size = right.size
-        if right in merges:
-            size = merges[right][1].size
-        merges[left] = (right, factor(left.size * size))
-    return merges
-
-
-def _merge(row: list[Term], merges: Mapping[Term, tuple[Term, Term]]) -> list[Term]:
-    result: list[Term] = []
-    for term in reversed(row):
-        if term in merges and result:
-            result[-1] = merges[term][1]
+def _merge(cell: Cell, merges: Mapping[Term, tuple[Term, Term]]) -> Cell:
+    """Put merged factors into a cell, in the axis of the left one of each pair."""
+    row: list[tuple[int, Term]] = []
+    for place, term in reversed([(place, term) for place, axis in enumerate(cell) for term in axis]):
+        if term in merges:
+            row[-1] = (place, merges[term][1])
         else:
-            result.append(term)
-    return result[::-1]
+            row.append((place, term))
+    return tuple(tuple(term for at, term in reversed(row) if at == place) for place in range(len(cell)))
 
 
 def _merged_tree(tree: Tree, merges: Mapping[Term, tuple[Term, Term]]) -> Tree:
