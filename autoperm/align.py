@@ -45,7 +45,7 @@ class Alignment:
         spec = self.spec
         lines = [f"Alignment of {type(self.model).__name__}"]
         inside = len(spec.free) - len(spec.groups)
-        more = f" with {inside} more factors inside them" if inside else ""
+        more = f" with {inside} more factor{'s' * (inside != 1)} inside" if inside else ""
         groups = f"{len(spec.groups)} group{'s' * (len(spec.groups) != 1)}"
         lines.append(f"  found:   {groups}{more}, 10^{spec.log10_order:.1f} permutations")
         if self.match is not None:

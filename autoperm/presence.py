@@ -58,7 +58,7 @@ def _expand(state: list[list[Term]], chosen: list[frozenset[Term]]) -> Iterator[
     for axis, terms in enumerate(state):
         for index, term in enumerate(terms):
             if term.kind == FAMILY:
-                here = [*terms[:index], _member(term, axis, chosen), *terms[index + 1 :]]
+                here = [*terms[:index], _member(term, chosen), *terms[index + 1 :]]
                 yield from _expand([*state[:axis], here, *state[axis + 1 :]], chosen)
                 return
     yield tuple(tuple(term for term in terms if term.size > 1 and term.kind == FACTOR) for terms in state)
@@ -94,13 +94,13 @@ def chosen_member(family: Term, part: Term) -> Term | None:
     return find(found[0]) if len({find(member) for member in found}) == 1 else None
 
 
-def _member(family: Term, axis: int, chosen: list[frozenset[Term]]) -> Term:
-    """Return the member of a family at the part that was chosen: in its own axis, else in the only other one."""
+def _member(family: Term, chosen: list[frozenset[Term]]) -> Term:
+    """Return the member of a family at the part of its axis that was chosen."""
     found = [
         [member for part, member in zip(family.parts, family.children, strict=True) if _is_chosen(part, marks)]
         for marks in chosen
     ]
-    matches = [found[axis]] if found[axis] else [members for members in found if members]
+    matches = [members for members in found if members]
     if len(matches) != 1 or len({find(member) for member in matches[0]}) != 1:
         raise AbsentError(family)
     return find(matches[0][0])
@@ -153,16 +153,19 @@ def varies_over(found: Iterable[Cell]) -> dict[Term, list[Term]]:
 
     When two factors are always present together, the one that was made first is the index of the other.
     """
-    allowed: dict[Term, set[Term]] = {}
+    # An axis that stands twice is told by being in the factor's own axis, if it is there in every tensor.
+    alone: dict[Term, set[Term]] = {}
+    beside: dict[Term, set[Term]] = {}
     for cell in found:
         flat = [term for terms in cell for term in terms]
         single = {term for term in flat if flat.count(term) == 1} if len(set(flat)) != len(flat) else set(flat)
         for terms in cell:
-            near = single | {term for term in terms if terms.count(term) == 1}
+            near = {term for term in terms if terms.count(term) == 1}
             for term in terms:
                 if term.pin is None:
-                    present = near - {term}
-                    allowed[term] = allowed[term] & present if term in allowed else present
+                    for present, kept in ((single, alone), (near, beside)):
+                        kept[term] = kept[term] & present if term in kept else present - {term}
+    allowed = {term: alone[term] | beside[term] for term in alone}
     over = {
         term: {
             axis

@@ -36,7 +36,7 @@ def describe_spec(spec: PermutationSpec) -> str:
     groups, free = len(spec.groups), len(spec.free)
     lines = [
         f"PermutationSpec: {groups} group{'s' * (groups != 1)}"
-        + (f", {free - groups} more factors inside them" if free > groups else "")
+        + (f", {free - groups} more factor{'s' * (free - groups != 1)} inside" if free > groups else "")
         + f", {len(spec.patterns) - len(spec.tied)} tensors, 10^{spec.log10_order:.1f} permutations"
     ]
     if spec.factors:

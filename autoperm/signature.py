@@ -35,7 +35,7 @@ from functools import lru_cache
 
 from .errors import SignatureError
 
-_TOKEN = re.compile(r"\.\.\.|->|[A-Za-z][A-Za-z0-9_.\-]*|\d+|[_()+|,=!]|\s+")
+_TOKEN = re.compile(r"\.\.\.|->|[A-Za-z](?:[A-Za-z0-9_]|[.\-](?=[A-Za-z0-9_]))*|\d+|[_()+|,=!]|\s+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -317,7 +317,9 @@ def parse(text: str) -> Signature:
     for pattern in signature.intermediates + signature.results:
         for name in names(pattern):
             if name not in known:
-                position = max(m.start() for m in re.finditer(rf"\b{re.escape(name)}\b", text))
+                position = max(
+                    m.start() for m in re.finditer(rf"(?<![A-Za-z0-9_]){re.escape(name)}(?![A-Za-z0-9_])", text)
+                )
                 raise parser.error(f"{name!r} stands in no operand; a result axis of its own is '_'", position)
     return signature
 
