@@ -18,26 +18,48 @@ from strategies import random_state, specs
 from torch import Tensor, nn
 
 from autoperm import Permutation, PermutationSpec, interpolate, weight_matching
-from autoperm.errors import SpecError, WeightsError
+from autoperm.errors import AutopermError, SpecError, WeightsError
 from autoperm.matching.assignment import assign
 
 Trace = Callable[[str], Traced]
 State = Mapping[str, Tensor]
 
 
-def inner_product(spec: PermutationSpec, a: State, b: State) -> float:
-    """Tied names count once, since they are one tensor."""
-    return sum(float((a[name] * b[name]).sum()) for name in spec.patterns if name not in spec.tied)
+KERNELS = ("linear", "cosine")
 
 
-def check_history(spec: PermutationSpec, a: State, b: State, **options: object) -> Permutation:
+def inner_product(spec: PermutationSpec, a: State, b: State, kernel: str = "linear") -> float:
+    """The objective, written out. Tied names count once, since they are one tensor.
+
+    The cosine kernel divides by both norms, and counts tensors with one number for each unit a thousandth.
+    """
+    total = 0.0
+    for name in spec.patterns:
+        if name not in spec.tied:
+            value = float((a[name] * b[name]).sum())
+            if kernel == "cosine":
+                norms = float(a[name].norm() * b[name].norm())
+                value *= (1.0 if a[name].squeeze().ndim > 1 else 1e-3) / norms if norms else 0.0
+            total += value
+    return total
+
+
+def check_history(
+    spec: PermutationSpec, a: State, b: State, *, kernel: str = "linear", **options: object
+) -> Permutation:
     """Match; check that the objective never falls and is what it says it is; return what was found."""
-    start = options.get("start") or spec.identity()
-    match = weight_matching(spec, a, b, **options)
-    scale = sum(float(a[name].abs().sum() * b[name].abs().max()) for name in spec.patterns) or 1.0
+    match = weight_matching(spec, a, b, kernel=kernel, **options)
+    scale = sum(float(a[name].norm() * b[name].norm()) for name in spec.patterns) if kernel == "linear" else 1.0
+    rounding = 1e-9 * max(scale, 1.0)
+    start = options.get("start", "boundary")
+    before = inner_product(spec, a, (spec.identity() if start == "boundary" else start).apply(b), kernel)
+    if start == "boundary":
+        assert match.objective[0] >= before - rounding, "where it starts is no worse than the identity"
+    else:
+        assert match.objective[0] == pytest.approx(before, abs=rounding)
     assert all(later >= earlier for earlier, later in itertools.pairwise(match.objective))
-    assert match.objective[0] == pytest.approx(inner_product(spec, a, start.apply(b)), abs=1e-9 * scale)
-    assert match.objective[-1] == pytest.approx(inner_product(spec, a, match.permutation.apply(b)), abs=1e-9 * scale)
+    after = inner_product(spec, a, match.permutation.apply(b), kernel)
+    assert match.objective[-1] == pytest.approx(after, abs=rounding)
     return match.permutation
 
 
@@ -51,8 +73,9 @@ PLANTED = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", PLANTED)
-def test_a_planted_permutation_is_found_exactly(name: str, traced: Trace) -> None:
+def test_a_planted_permutation_is_found_exactly(name: str, kernel: str, traced: Trace) -> None:
     net = traced(name)
     a = {n: p.detach() for n, p in net.model.named_parameters(remove_duplicate=False)}
     everything = net.model.state_dict()
@@ -60,11 +83,12 @@ def test_a_planted_permutation_is_found_exactly(name: str, traced: Trace) -> Non
         planted = net.spec.random(seed)
         moved = planted.apply(everything)
         b = {n: moved[n] for n in a}
-        match = weight_matching(net.spec, a, b, seed=seed)
+        match = weight_matching(net.spec, a, b, kernel=kernel, seed=seed)
         assert match.permutation.compose(planted) == net.spec.identity()
         assert match.converged
-        norm = sum(float(a[n].square().sum()) for n in a if n not in net.spec.tied)
-        assert match.objective[-1] == pytest.approx(norm)
+        if kernel == "linear":
+            norm = sum(float(a[n].square().sum()) for n in a if n not in net.spec.tied)
+            assert match.objective[-1] == pytest.approx(norm)
 
 
 @pytest.mark.parametrize(
@@ -87,15 +111,16 @@ def test_noise_does_not_hide_a_planted_permutation(name: str, traced: Trace) -> 
 def test_the_objective_never_falls_and_is_the_inner_product(name: str, traced: Trace) -> None:
     spec = traced(name).spec
     a, b = random_state(spec, 0), random_state(spec, 1)
-    found = check_history(spec, a, b)
-    assert inner_product(spec, a, found.apply(b)) > inner_product(spec, a, b)
+    for kernel, start in itertools.product(KERNELS, ["boundary", spec.identity(), spec.random(5)]):
+        found = check_history(spec, a, b, kernel=kernel, start=start)
+        assert inner_product(spec, a, found.apply(b), kernel) > inner_product(spec, a, b, kernel)
 
 
 @given(specs(), st.integers(0, 3))
 def test_the_objective_never_falls_on_random_specifications(spec: PermutationSpec, seed: int) -> None:
     a, b = random_state(spec, 2 * seed), random_state(spec, 2 * seed + 1)
-    check_history(spec, a, b, seed=seed)
-    check_history(spec, a, b, seed=seed, start=spec.random(seed))
+    for kernel, start in itertools.product(KERNELS, ["boundary", spec.random(seed)]):
+        check_history(spec, a, b, kernel=kernel, seed=seed, start=start)
 
 
 @given(specs(), st.integers(0, 3))
@@ -153,8 +178,9 @@ def test_a_single_block_is_solved_exactly(name: str, seed: int) -> None:
     every = list(elements(spec))
     assert len(every) == round(10**spec.log10_order)
     best = max(inner_product(spec, a, p.apply(b)) for p in every)
-    found = check_history(spec, a, b, seed=seed, start=every[(seed * 7) % len(every)])
-    assert inner_product(spec, a, found.apply(b)) == pytest.approx(best, rel=1e-12)
+    for start in ["boundary", every[(seed * 7) % len(every)]]:
+        found = check_history(spec, a, b, seed=seed, start=start)
+        assert inner_product(spec, a, found.apply(b)) == pytest.approx(best, rel=1e-12)
 
 
 def test_blocks_that_are_not_linear_are_named() -> None:
@@ -179,17 +205,18 @@ def test_a_seed_gives_the_same_result_again(name: str, traced: Trace) -> None:
 def test_the_order_of_the_blocks_is_drawn_from_the_seed(traced: Trace) -> None:
     spec = traced("mlp").spec
     a, b = random_state(spec, 0), random_state(spec, 1)
-    assert len({weight_matching(spec, a, b, seed=seed).objective for seed in range(6)}) > 1
+    matches = [weight_matching(spec, a, b, seed=seed, start=spec.identity()) for seed in range(6)]
+    assert len({match.objective for match in matches}) > 1
 
 
 def test_sweeps_are_limited(traced: Trace) -> None:
     spec = traced("mlp").spec
     a, b = random_state(spec, 0), random_state(spec, 1)
-    match = weight_matching(spec, a, b, max_sweeps=1)
+    match = weight_matching(spec, a, b, start=spec.identity(), max_sweeps=1)
     assert match.sweeps == 1
     assert not match.converged
-    assert weight_matching(spec, a, b).sweeps > 1
-    none = weight_matching(spec, a, b, max_sweeps=0)
+    assert weight_matching(spec, a, b, start=spec.identity()).sweeps > 1
+    none = weight_matching(spec, a, b, start=spec.identity(), max_sweeps=0)
     assert none.permutation == spec.identity()
     assert len(none.objective) == 1
 
@@ -199,6 +226,37 @@ def test_the_start_is_where_matching_starts(traced: Trace) -> None:
     a, b, start = random_state(spec, 0), random_state(spec, 1), spec.random(0)
     assert weight_matching(spec, a, b, start=start, max_sweeps=0).permutation == start
     check_history(spec, a, b, start=start)
+
+
+def test_an_unknown_kernel_lists_those_there_are(traced: Trace) -> None:
+    spec = traced("mlp").spec
+    with pytest.raises(AutopermError, match="no kernel 'cosin'; choose 'linear' or 'cosine'"):
+        weight_matching(spec, random_state(spec), random_state(spec, 1), kernel="cosin")
+
+
+def test_the_cosine_kernel_does_not_depend_on_the_scale_of_tensors(traced: Trace) -> None:
+    spec = traced("vgg").spec
+    a, b = random_state(spec, 0), random_state(spec, 1)
+    scaled = {name: tensor * 10.0 ** (i % 5 - 2) for i, (name, tensor) in enumerate(a.items())}
+    first, again = (weight_matching(spec, state, b, kernel="cosine").permutation for state in (a, scaled))
+    assert first == again
+    linear = [weight_matching(spec, state, b, kernel="linear").permutation for state in (a, scaled)]
+    assert linear[0] != linear[1]
+
+
+def test_growing_from_the_boundary_finds_what_descent_from_the_identity_does_not(traced: Trace) -> None:
+    """With noise as large as the weights: the units next to inputs and outputs are still told apart."""
+    net = traced("mlp")
+    a, noise = net.model.state_dict(), random_state(net.spec, 3)
+    planted = net.spec.random(0)
+    b = planted.apply({n: a[n] + 0.3 * noise[n] * a[n].std() for n in net.spec.patterns})
+
+    def right(start: object) -> float:
+        found = weight_matching(net.spec, a, b, kernel="linear", start=start).permutation.compose(planted)
+        return sum(float((found[f.name] == torch.arange(f.size)).double().mean()) for f in net.spec.free)
+
+    assert right("boundary") == len(net.spec.free)
+    assert right("boundary") >= right(net.spec.identity())
 
 
 def test_a_specification_without_free_factors() -> None:
@@ -290,8 +348,9 @@ def test_the_counterexample_of_the_paper() -> None:
     for p in candidates:
         curve = interpolate(a, p.apply(b), grid_error, points=25)
         assert curve.barrier("error") == pytest.approx(0.25, abs=0.006)
-    for seed in range(4):
-        assert weight_matching(spec, state_a, state_b, seed=seed).permutation == candidates[-1]
+    for seed, start in itertools.product(range(4), ["boundary", spec.identity()]):
+        found = weight_matching(spec, state_a, state_b, kernel="linear", seed=seed, start=start)
+        assert found.permutation == candidates[-1]
 
 
 def test_both_swaps_are_found_in_any_order() -> None:
@@ -309,8 +368,8 @@ def test_both_swaps_are_found_in_any_order() -> None:
         "1": torch.tensor([[0, 0], [0, 1]], dtype=double),
         "2": torch.tensor([[0, 1]], dtype=double),
     }
-    for seed in range(10):
-        found = weight_matching(spec, a, b, seed=seed).permutation
+    for seed, start in itertools.product(range(10), ["boundary", spec.identity()]):
+        found = weight_matching(spec, a, b, kernel="linear", seed=seed, start=start).permutation
         assert found == Permutation(spec, {"p": SWAP, "q": SWAP})
         moved = found.apply(b)
         middle = {name: (a[name] + moved[name]) / 2 for name in a}

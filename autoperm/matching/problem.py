@@ -136,7 +136,7 @@ class Problem:
             By how much those cells' part of the objective rose.
         """
         grams = self._grams(active, cells)
-        order = sorted(active & grams.keys() | {block.root}, key=lambda name: -len(self.spec.factors[name].over))
+        order = sorted(active, key=lambda name: -len(self.spec.factors[name].over))
         before = sum(self._value(name, gram, active) for name, gram in grams.items())
         scale = sum(float(np.abs(gram).max(initial=0.0)) for gram in grams.values())
         best, found = self._solve(order, grams, active)
