@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from typing import TypeVar
 
 import torch
@@ -627,7 +628,7 @@ def vgg16(num_classes: int = 10) -> nn.Module:
 
 def mlp3x512(num_classes: int = 10) -> nn.Module:
     widths = [784, 512, 512, 512]
-    layers = [layer for i, o in zip(widths, widths[1:]) for layer in (nn.Linear(i, o), nn.ReLU())]
+    layers = [layer for i, o in pairwise(widths) for layer in (nn.Linear(i, o), nn.ReLU())]
     return nn.Sequential(nn.Flatten(), *layers, nn.Linear(512, num_classes)).eval()
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import Traced
 from hypothesis import given
-from networks import NETWORKS, floats
+from networks import NETWORKS, floats, randomize
 from strategies import specs
 from torch import nn
 
@@ -282,7 +282,7 @@ def test_a_wrong_specification_is_refused_and_the_factor_is_named(
 @pytest.mark.parametrize("seed", range(8))
 def test_a_wrong_factor_of_two_units_is_named_too(seed: int) -> None:
     """Every second draw of it is the identity, which shows nothing."""
-    model = nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3)).double()
+    model = randomize(nn.Sequential(nn.Linear(3, 2), nn.Tanh(), nn.Linear(2, 3)).double())
     spec = PermutationSpec.from_patterns({"0.weight": "a _", "2.weight": "_ a"}, model)
     with pytest.raises(EquivalenceError, match=r"a on 0\.weight"):
         spec.verify(model, floats(4, 3)(), generator=seed)
