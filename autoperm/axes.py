@@ -21,7 +21,7 @@ Families are optimistic: they assume that a factor may be permuted differently f
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from .cutting import cut, cut_members, restrict, transpose
 from .terms import (
@@ -153,6 +153,13 @@ def _occurs(a: Term, b: Term) -> bool:
 
 
 def _product_product(a: Term, b: Term, depth: int) -> None:
+    for f, g in _pairs(a, b):
+        _unify(f, g, depth)
+    _merge(a, b)
+
+
+def _pairs(a: Term, b: Term) -> Iterator[tuple[Term, Term]]:
+    """Walk two products from the left, splitting the larger factor, and yield pairs of equal size."""
     left, right = factors(a), factors(b)
     while left and right:
         f, g = left.pop(0), right.pop(0)
@@ -162,8 +169,7 @@ def _product_product(a: Term, b: Term, depth: int) -> None:
         elif g.size > f.size:
             g, rest = split(g, f.size)
             right[:0] = factors(rest)
-        _unify(f, g, depth)
-    _merge(a, b)
+        yield f, g
 
 
 def _merge(a: Term, b: Term) -> None:
@@ -279,17 +285,7 @@ def _meet_mixed(a: Term, b: Term) -> Term:
             pieces.append(meet(part, cut(b, start, start + part.size)[0]))
             start += part.size
         return total(pieces)
-    left, right, found = factors(a), factors(b), []
-    while left and right:
-        f, g = left.pop(0), right.pop(0)
-        if f.size > g.size:
-            f, rest = split(f, g.size)
-            left[:0] = factors(rest)
-        elif g.size > f.size:
-            g, rest = split(g, f.size)
-            right[:0] = factors(rest)
-        found.append(meet(f, g))
-    return product(found)
+    return product([meet(f, g) for f, g in _pairs(a, b)])
 
 
 # --- reading axes in another way
