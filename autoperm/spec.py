@@ -197,7 +197,9 @@ class PermutationSpec:
         tolerance: float = 1e-6,
         generator: torch.Generator | int | None = 0,
     ) -> float:
-        """Check that random group elements do not change what a model computes, in float64.
+        """Check that group elements do not change what a model computes, in float64.
+
+        The first one moves every unit that may move; the others are random.
 
         Args:
             model: a model that the specification is for; it is not changed.
@@ -276,6 +278,9 @@ class PermutationSpec:
         unsized = [name for name in used if name not in sizes]
         if unsized:
             raise SpecError(f"the size of {unsized[0]!r} cannot be told; write it once: {unsized[0]}=4")
+        strange = [name for name in over or {} if name not in used]
+        if strange:
+            raise SpecError(f"over names {strange[0]!r}, which stands in no pattern; there are {', '.join(used)}")
         order = sorted(used, key=lambda name: len((over or {}).get(name, ())))
         return cls(
             patterns={name: tuple(map(_bare, pattern)) for name, pattern in parsed.items()},

@@ -14,6 +14,7 @@ from networks import Groups, RMSNorm, randomize
 from torch import Tensor, nn
 
 from autoperm import PermutationSpec
+from autoperm.signature import names, parse_pattern
 
 INPUTS, OUTPUTS, BATCH, LENGTH = 5, 3, 2, 3
 
@@ -673,6 +674,8 @@ def specs(draw: Callable[..., Any], deepest: int = 3, largest: int = 4) -> Permu
         else:
             axes = [axis() for _ in range(draw(st.integers(1, 2)))]
         patterns[f"w{i}"], shapes[f"w{i}"] = " ".join(text for text, _ in axes), tuple(n for _, n in axes)
+    used = {name for pattern in patterns.values() for name in names(parse_pattern(pattern))}
+    over = {name: outer for name, outer in over.items() if name in used}
     return PermutationSpec.from_patterns(patterns, {n: torch.empty(shape) for n, shape in shapes.items()}, over=over)
 
 
