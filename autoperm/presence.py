@@ -153,19 +153,16 @@ def varies_over(found: Iterable[Cell]) -> dict[Term, list[Term]]:
 
     When two factors are always present together, the one that was made first is the index of the other.
     """
-    # An axis that stands twice is told by being in the factor's own axis, if it is there in every tensor.
-    alone: dict[Term, set[Term]] = {}
-    beside: dict[Term, set[Term]] = {}
+    allowed: dict[Term, set[Term]] = {}
     for cell in found:
         flat = [term for terms in cell for term in terms]
         single = {term for term in flat if flat.count(term) == 1} if len(set(flat)) != len(flat) else set(flat)
         for terms in cell:
-            near = {term for term in terms if terms.count(term) == 1}
+            near = single | {term for term in terms if terms.count(term) == 1}
             for term in terms:
                 if term.pin is None:
-                    for present, kept in ((single, alone), (near, beside)):
-                        kept[term] = kept[term] & present if term in kept else present - {term}
-    allowed = {term: alone[term] | beside[term] for term in alone}
+                    present = near - {term}
+                    allowed[term] = allowed[term] & present if term in allowed else present
     over = {
         term: {
             axis
