@@ -151,7 +151,7 @@ def _compare(model: nn.Module, aligned: nn.Module, args: tuple[Any, ...], kwargs
         found = run(copy_model(aligned).double(), *doubles)
     except Exception as problem:  # anything that the user's forward may raise
         tolerance = in_native_precision(model, problem)
-        expected, found = run(model, args, kwargs), run(aligned, args, kwargs)
+        expected, found = run(copy_model(model), args, kwargs), run(copy_model(aligned), args, kwargs)
     error = difference(expected, found)
     if not expected:
         raise TraceError("the model returns no floating-point tensor, so there is nothing to compare; pass check=False")

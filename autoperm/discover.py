@@ -20,7 +20,7 @@ from .errors import SignatureError
 from .graph import Call, Graph, Value, Where
 from .inputs import resolve_inputs
 from .rules.bind import Binding, fresh
-from .rules.shape import Axes
+from .rules.context import Axes
 from .signature import parse
 from .spec import PermutationSpec
 from .terms import Misfit, Pin, Term, constant, factor, pin

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .copies import copy_model
 from .errors import EquivalenceError, TraceError
+from .evaluate import evaluating
 from .permutation import Permutation
 from .spec import PermutationSpec
 
@@ -19,14 +20,8 @@ def outputs(model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] |
 
     The model's mode is restored; gradients are not recorded.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    try:
-        model.eval()
-        with torch.no_grad():
-            result = model(*inputs, **(kwargs or {}))
-    finally:
-        for module, training in modes:
-            module.training = training
+    with evaluating(model), torch.no_grad():
+        result = model(*inputs, **(kwargs or {}))
     return [tensor for tensor in _tensors(result) if tensor.is_floating_point() or tensor.is_complex()]
 
 

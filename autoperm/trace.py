@@ -53,7 +53,7 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
         ['aten.linear.default', 'aten.relu.default']
     """
     for where, value in [*enumerate(args), *(kwargs or {}).items()]:
-        if value is model or isinstance(value, nn.Module):
+        if isinstance(value, nn.Module):
             raise TraceError(f"example input {where!r} is a module; pass tensors")
     replica = copy_model(model, share_parameters=True).eval()
     exported = _export(replica, tuple(args), dict(kwargs or {}))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from networks import Groups, RMSNorm, randomize
 from torch import Tensor, nn
 
-from autoperm import PermutationSpec
+from autoperm import Permutation, PermutationSpec
 from autoperm.signature import names, parse_pattern
 
 INPUTS, OUTPUTS, BATCH, LENGTH = 5, 3, 2, 3
@@ -684,3 +685,19 @@ def random_state(spec: PermutationSpec, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     state = {n: torch.randn(shape, generator=generator, dtype=torch.float64) for n, shape in spec.shapes.items()}
     return {name: state[spec.tied.get(name, name)] for name in state}
+
+
+def elements(spec: PermutationSpec) -> Iterator[Permutation]:
+    """Every element of a small group."""
+    rows = [
+        [torch.tensor(row) for row in itertools.permutations(range(factor.size))]
+        for factor in spec.free
+        for _ in range(spec.copies(factor))
+    ]
+    for chosen in itertools.product(*rows):
+        left, indices = list(chosen), {}
+        for factor in spec.free:
+            count = spec.copies(factor)
+            shape = (*(spec.factors[outer].size for outer in factor.over), factor.size)
+            indices[factor.name], left = torch.stack(left[:count]).reshape(shape), left[count:]
+        yield Permutation(spec, indices)

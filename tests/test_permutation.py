@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from conftest import Traced
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import NETWORKS
-from strategies import random_state, specs
+from strategies import elements, random_state, specs
 from torch import Tensor, nn
 
 from autoperm import Permutation, PermutationSpec
@@ -341,28 +341,12 @@ def test_missing_tensors_and_wrong_shapes_are_named(traced: Trace) -> None:
         net.spec.random(0).apply(nn.Linear(2, 2))
 
 
-def permutations_of(spec: PermutationSpec) -> Iterator[Permutation]:
-    """Every element of a small group."""
-    rows = [
-        [torch.tensor(row) for row in itertools.permutations(range(factor.size))]
-        for factor in spec.free
-        for _ in range(spec.copies(factor))
-    ]
-    for chosen in itertools.product(*rows):
-        left, indices = list(chosen), {}
-        for factor in spec.free:
-            count = spec.copies(factor)
-            shape = (*(spec.factors[outer].size for outer in factor.over), factor.size)
-            indices[factor.name], left = torch.stack(left[:count]).reshape(shape), left[count:]
-        yield Permutation(spec, indices)
-
-
 def test_the_group_has_as_many_elements_as_the_order_says() -> None:
     """All different, and closed under composition, so that it is the group itself."""
     spec = from_shapes({"w": ("(g=2 d=3)", (6,))}, {"d": ["g"]})
-    elements = list(permutations_of(spec))
+    every = list(elements(spec))
     state = random_state(spec)
-    seen = {tuple(p.apply(state)["w"].tolist()) for p in elements}
-    assert len(seen) == len(elements) == round(10**spec.log10_order) == 72
-    for p, q in itertools.product(elements[::7], elements[::5]):
+    seen = {tuple(p.apply(state)["w"].tolist()) for p in every}
+    assert len(seen) == len(every) == round(10**spec.log10_order) == 72
+    for p, q in itertools.product(every[::7], every[::5]):
         assert tuple(p.compose(q).apply(state)["w"].tolist()) in seen

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import factorial
 
 import numpy as np
@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import NETWORKS
 from scipy.optimize import linear_sum_assignment
-from strategies import random_state, specs
+from strategies import elements, random_state, specs
 from torch import Tensor, nn
 
 from autoperm import Permutation, PermutationSpec, interpolate, weight_matching
@@ -131,22 +131,6 @@ def test_matching_again_from_where_it_stopped_changes_nothing(spec: PermutationS
     again = weight_matching(spec, a, b, seed=seed + 1, start=first.permutation)
     assert again.permutation == first.permutation
     assert len(again.objective) == 1
-
-
-def elements(spec: PermutationSpec) -> Iterator[Permutation]:
-    """Every element of a small group."""
-    rows = [
-        [torch.tensor(row) for row in itertools.permutations(range(factor.size))]
-        for factor in spec.free
-        for _ in range(spec.copies(factor))
-    ]
-    for chosen in itertools.product(*rows):
-        left, indices = list(chosen), {}
-        for factor in spec.free:
-            count = spec.copies(factor)
-            shape = (*(spec.factors[outer].size for outer in factor.over), factor.size)
-            indices[factor.name], left = torch.stack(left[:count]).reshape(shape), left[count:]
-        yield Permutation(spec, indices)
 
 
 def by_hand(patterns: Mapping[str, tuple[str, tuple[int, ...]]], over: Mapping[str, list[str]]) -> PermutationSpec:

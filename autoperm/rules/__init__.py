@@ -9,8 +9,9 @@ import torch
 
 from ..errors import SignatureError
 from ..signature import parse
+from .context import Rule
 from .recurrent import CELL_SIGNATURES, RECURRENT_RULES
-from .shape import SHAPE_RULES, Rule
+from .shape import SHAPE_RULES
 from .table import SIGNATURES
 from .text import Row
 

@@ -9,7 +9,7 @@ from ..errors import SignatureError
 from ..signature import Name, Pattern, Pinned, Product, Rest, Signature, Sum, implied_intermediate, names
 from ..signature import Term as Notation
 from ..terms import FACTOR, Pin, Term, factor, find, has_family, pin, product, total
-from .shape import Axes
+from .context import Axes
 
 PinReason = Callable[[], Pin]
 

@@ -89,6 +89,13 @@ def _image(kernel: Sequence[int], stride: object, padding: object, output_paddin
     return "".join(image), "".join(" 1" if size == 1 else " _" for size in kernel)
 
 
+def _channels(input: Value, weight: Value, bias: Value | None, groups: int, kernel: str, image: str) -> str:
+    """The row of a convolution, whose kernel's pattern has one of the channel axes whole, the other within a group."""
+    batch = "b " if input.ndim == weight.ndim else ""
+    i, o = ("i", "o") if groups == 1 else (f"(g={groups} i)", "(g o)")
+    return optional(f"{batch}{i}{image}, {kernel.format(i=i, o=o)}{{}} -> {batch}{o}{image}", (o, bias))
+
+
 def _conv(
     input: Value,
     weight: Value,
@@ -101,11 +108,7 @@ def _conv(
 ) -> str:
     """Kernel and image axes are ordered; channels are free within a group, and groups among themselves."""
     image, kernel = _image(weight.shape[2:], stride, padding)
-    batch = "b " if input.ndim == weight.ndim else ""
-    if groups == 1:
-        return optional(f"{batch}i{image}, o i{kernel}{{}} -> {batch}o{image}", ("o", bias))
-    row = f"{batch}(g={groups} i){image}, (g o) i{kernel}{{}} -> {batch}(g o){image}"
-    return optional(row, ("(g o)", bias))
+    return _channels(input, weight, bias, groups, "{o} i" + kernel, image)
 
 
 def _conv_transpose(
@@ -119,11 +122,7 @@ def _conv_transpose(
     *_: object,
 ) -> str:
     image, kernel = _image(weight.shape[2:], stride, padding, output_padding)
-    batch = "b " if input.ndim == weight.ndim else ""
-    if groups == 1:
-        return optional(f"{batch}i{image}, i o{kernel}{{}} -> {batch}o{image}", ("o", bias))
-    row = f"{batch}(g={groups} i){image}, (g i) o{kernel}{{}} -> {batch}(g o){image}"
-    return optional(row, ("(g o)", bias))
+    return _channels(input, weight, bias, groups, "{i} o" + kernel, image)
 
 
 def _convolution(

@@ -9,7 +9,7 @@ from ..axes import concatenate
 from ..cutting import cut, restrict
 from ..graph import Value
 from ..terms import factor
-from .shape import Axes, Context, Rule
+from .context import Axes, Context, Rule
 
 
 def _recurrent(gates: int) -> Rule:

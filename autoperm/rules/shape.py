@@ -2,48 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 from ..axes import broadcast, concatenate, regroup
 from ..cutting import cut, restrict
 from ..graph import Value
 from ..terms import MISFIT, Misfit, Term, constant, factor, is_pinned, pin, product
-
-Axes = list[Term]
-
-
-class Context(Protocol):
-    """What a shape rule may ask of discovery."""
-
-    def axes(self, value: Value) -> Axes:
-        """Return the terms of a value's axes."""
-        ...
-
-    def bind(self, row: str, operands: Sequence[Axes], shapes: Sequence[tuple[int, ...]]) -> list[Axes]:
-        """Apply a signature to operands and return the results' axes."""
-        ...
-
-    def pin(self, terms: Sequence[Term], reason: str) -> None:
-        """Pin terms, for a reason."""
-        ...
-
-    def relate(self, axes: Axes) -> None:
-        """Record a tensor inside the operation: nothing may vary over what is not among its axes."""
-        ...
-
-    @property
-    def result(self) -> Value:
-        """The call's first result."""
-        ...
-
-    @property
-    def results(self) -> Sequence[Value | None]:
-        """All results of the call."""
-        ...
-
-
-Rule = Callable[..., "Axes | list[Axes]"]
+from .context import Axes, Context, Rule
 
 
 def _view(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
@@ -171,6 +137,16 @@ def _clamp(value: int | None, size: int, default: int) -> int:
     return min(max(value + size if value < 0 else value, 0), size)
 
 
+def _rows_and_columns(axis: Term, start: int, step: int, count: int) -> Axes:
+    """Read an axis as (size/step, step), if every step-th unit is one whole column of that; else return nothing."""
+    if axis.size % step or start >= step or count != axis.size // step:
+        return []
+    try:
+        return regroup([axis], [count, step])
+    except Misfit:
+        return []
+
+
 def _slice(
     ctx: Context, self: Value, dim: int = 0, start: int | None = None, end: int | None = None, step: int = 1
 ) -> Axes:
@@ -180,16 +156,11 @@ def _slice(
     low = _clamp(start, size, 0)
     if step == 1 or ctx.result.shape[dim] <= 1:
         return _cut(ctx, axes, dim, low, low + ctx.result.shape[dim])
-    if size % step == 0 and low < step and ctx.result.shape[dim] == size // step:
-        # Every step-th unit: one column of the axis seen as (size/step, step).
-        try:
-            rows, columns = regroup([axes[dim]], [size // step, step])
-        except Misfit:
-            pass
-        else:
-            cut_axes = _cut(ctx, [*axes[:dim], rows, columns, *axes[dim + 1 :]], dim + 1, low, low + 1)
-            del cut_axes[dim + 1]
-            return cut_axes
+    table = _rows_and_columns(axes[dim], low, step, ctx.result.shape[dim])
+    if table:
+        found = _cut(ctx, [*axes[:dim], *table, *axes[dim + 1 :]], dim + 1, low, low + 1)
+        del found[dim + 1]
+        return found
     ctx.pin([axes[dim]], f"every {step}-th unit is taken")
     ctx.relate(axes[:dim] + axes[dim + 1 :])
     axes[dim] = factor(ctx.result.shape[dim], MISFIT)
@@ -269,17 +240,12 @@ def _slice_scatter(
     low = _clamp(start, size, 0)
     if step == 1 or src.shape[dim] <= 1:
         return _overwrite(ctx, axes, source, dim, low, low + src.shape[dim])
-    if size % step == 0 and low < step and src.shape[dim] == size // step:
-        # Every step-th unit: one column of the axis seen as (size/step, step).
-        try:
-            rows, columns = regroup([axes[dim]], [size // step, step])
-        except Misfit:
-            pass
-        else:
-            split = [*axes[:dim], rows, columns, *axes[dim + 1 :]]
-            new = [*source[: dim + 1], factor(1), *source[dim + 1 :]]
-            found = _overwrite(ctx, split, new, dim + 1, low, low + 1)
-            return [*found[:dim], product(found[dim : dim + 2]), *found[dim + 2 :]]
+    table = _rows_and_columns(axes[dim], low, step, src.shape[dim])
+    if table:
+        split = [*axes[:dim], *table, *axes[dim + 1 :]]
+        new = [*source[: dim + 1], factor(1), *source[dim + 1 :]]
+        found = _overwrite(ctx, split, new, dim + 1, low, low + 1)
+        return [*found[:dim], product(found[dim : dim + 2]), *found[dim + 2 :]]
     ctx.pin([*axes, *source], f"every {step}-th unit is overwritten")
     return [factor(axis.size, MISFIT) for axis in axes]
 
