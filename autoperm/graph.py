@@ -81,6 +81,7 @@ class Graph:
         inputs: the model's inputs.
         outputs: the model's outputs, and whatever else must stay as it is.
         overlapping: names of tensors that share parts of a storage, so that none of them can be moved alone.
+        notes: what a user should know of how far the graph stands for the model: sentences.
     """
 
     calls: list[Call]
@@ -88,3 +89,4 @@ class Graph:
     inputs: list[Value]
     outputs: list[Value]
     overlapping: list[str] = field(default_factory=list[str])
+    notes: list[str] = field(default_factory=list[str])

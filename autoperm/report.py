@@ -61,6 +61,8 @@ def describe_spec(spec: PermutationSpec) -> str:
     if spec.unknown:
         lines += ["", "  without a rule, so all their axes are pinned:"]
         lines += ["    " + text for text in spec.unknown]
+    if spec.notes:
+        lines += ["", *(f"  note: {note}" for note in spec.notes)]
     return "\n".join(lines)
 
 

@@ -67,6 +67,7 @@ class PermutationSpec:
         tied: names that are another name of the same tensor.
         reasons: for each tensor, for each axis, why it (or a part of it) is pinned; empty where all is free.
         unknown: operations that no rule knew, each with the code that would add one.
+        notes: what else there is to know of how the specification was found: sentences.
 
     Example:
         >>> spec = PermutationSpec.from_patterns(
@@ -82,6 +83,7 @@ class PermutationSpec:
     tied: Mapping[str, str] = field(default_factory=dict[str, str])
     reasons: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]], compare=False)
     unknown: tuple[str, ...] = field(default=(), compare=False)
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         """Check that patterns, shapes and factors fit each other.

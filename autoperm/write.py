@@ -51,6 +51,7 @@ def write_spec(graph: Graph, tensors: Sequence[Sequence[Term]], unknown: Sequenc
         tied={name: first[value] for name, value in tensors_of if first[value] != name},
         reasons={name: tuple(map(_reason, trees[value])) for name, value in tensors_of},
         unknown=tuple(map(str, unknown)),
+        notes=tuple(graph.notes),
     )
 
 
