@@ -17,7 +17,8 @@ LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
     {"signature", "cutting", "state", "evaluate", "copies"},
     {"axes", "spec", "merge", "renormalize", "trace"},
-    {"presence", "layout", "report", "inputs", "rules", "interpolate"},
+    {"by_hand"},
+    {"presence", "layout", "report", "inputs", "rules", "interpolate", "interchange"},
     {"permutation", "plot"},
     {"equivalence", "matching", "write"},
     {"discover"},
@@ -26,13 +27,14 @@ LAYERS: list[set[str]] = [
 ]
 
 # Methods of a specification that hand over to a later layer import it when they are called.
-LATE = {("spec", "permutation"), ("spec", "equivalence"), ("spec", "report")}
+LATE = {("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report")}
 
 TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
-    "spec", "permutation", "layout", "equivalence", "report", "matching", "merge", "renormalize", "interpolate", "plot",
+    "spec", "by_hand", "interchange", "permutation", "layout", "equivalence", "report", "matching", "merge",
+    "renormalize", "interpolate", "plot",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {"graph", "trace", "terms", "cutting", "axes", "presence", "rules", "write", "discover", "inputs"}
 
