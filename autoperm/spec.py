@@ -30,6 +30,11 @@ from .signature import (
 )
 
 if TYPE_CHECKING:
+    from os import PathLike
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
     from .permutation import Permutation
 
 
@@ -326,6 +331,36 @@ class PermutationSpec:
         from .interchange import from_json
 
         return from_json(text)
+
+    # --- showing
+
+    def draw(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        axes: Axes | None = None,
+        fold: bool = True,
+        title: str | None = None,
+    ) -> Figure:
+        """Draw the specification as a railway map: layers are rows, factors are rails.
+
+        See :func:`autoperm.plot.draw_spec`. Needs matplotlib: ``pip install "autoperm[plot]"``.
+
+        Args:
+            path: where to save the picture; the ending says in which format.
+            axes: where to draw; by default a new figure, as large as the map needs.
+            fold: draw blocks that repeat, three or more in a row, only once.
+            title: text above; by default how many groups and permutations there are.
+
+        Returns:
+            The figure drawn on.
+        """
+        from .plot import draw_spec
+
+        figure = draw_spec(self, axes=axes, fold=fold, title=title)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
 
     def __str__(self) -> str:
         """Return a table that a person likes to read."""

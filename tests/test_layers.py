@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"signature", "cutting", "state", "evaluate", "copies"},
     {"axes", "spec", "merge", "renormalize", "trace"},
     {"by_hand"},
-    {"presence", "layout", "report", "inputs", "rules", "interpolate", "interchange"},
+    {"presence", "layout", "report", "inputs", "rules", "interpolate", "interchange", "rails"},
     {"permutation", "plot"},
     {"equivalence", "matching", "write"},
     {"discover"},
@@ -27,20 +27,20 @@ LAYERS: list[set[str]] = [
 ]
 
 # Methods of a specification that hand over to a later layer import it when they are called.
-LATE = {("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report")}
+LATE = {("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report", "plot")}
 
 TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
-    "spec", "by_hand", "interchange", "permutation", "layout", "equivalence", "report", "matching", "merge",
+    "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "merge",
     "renormalize", "interpolate", "plot",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {"graph", "trace", "terms", "cutting", "axes", "presence", "rules", "write", "discover", "inputs"}
 
 DOORS = {
     "torch.export": {"trace"},
-    "matplotlib": {"plot"},
+    "matplotlib": {"plot", "spec"},  # spec names types only
     "scipy": {"matching.assignment"},
     "networkx": {"matching.blocks"},
 }
