@@ -142,6 +142,9 @@ _HEAD, _NARROWEST = 3.0, 4.4
 _SIZE, _INCH = 8.0, 72.0
 """Points: of the letters; in an inch."""
 
+_LARGER = 1.5
+"""How much wider letters of the title are."""
+
 _LONGEST = 32
 """Patterns with more letters are cut off."""
 
@@ -184,13 +187,16 @@ def draw_spec(
     columns = [_width(row.label for row in layout.rows), _width((_short(row) for row in layout.rows), mono=True)]
     columns += [_width(rail.label for rail in layout.rails if rail.lane == lane) for lane in range(layout.lanes)]
     left, middle, *lanes, right = accumulate((max(width, 0.1) + _GAP for width in columns), initial=_MARGIN)
-    size = (max(right, _NARROWEST), (len(layout.rows) + _HEAD - 0.5) * _ROW + _MARGIN)
+    groups = len(spec.groups)
+    heading = f"{groups} group{'s' * (groups != 1)}, 10^{spec.log10_order:.1f} permutations" if title is None else title
+    size = (
+        max(right, _NARROWEST, _width([heading]) * _LARGER + 2 * _MARGIN),
+        (len(layout.rows) + _HEAD - 0.5) * _ROW + _MARGIN,
+    )
     if axes is None:
         axes = Figure(figsize=size).add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, size[0]), ylim=(size[1] / _ROW - _HEAD, -_HEAD))
     axes.set_axis_off()
-    groups = len(spec.groups)
-    heading = title or f"{groups} group{'s' * (groups != 1)}, 10^{spec.log10_order:.1f} permutations"
     axes.text(left, -2.3, heading, fontsize=_SIZE + 2, va="center", weight="bold")
     _legend(axes, left)
     for y, row in enumerate(layout.rows):
@@ -250,10 +256,10 @@ def _darker(colour: str) -> tuple[float, ...]:
 def _width(texts: Iterable[str], *, mono: bool = False) -> float:
     """The width in inches of the widest text."""
     from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import TextPath
+    from matplotlib.textpath import text_to_path
 
-    font = FontProperties(family="monospace") if mono else None
-    widths = [TextPath((0, 0), text, _SIZE, prop=font).get_extents().width for text in texts if text]
+    font = FontProperties(family="monospace" if mono else None, size=_SIZE)
+    widths = [text_to_path.get_text_width_height_descent(text, font, False)[0] for text in texts if text]
     return max(widths, default=0) / _INCH
 
 

@@ -22,7 +22,7 @@ from strategies import specs
 from torch import nn
 
 from autoperm import PermutationSpec, plot
-from autoperm.rails import Map, Row, Stop, lay_out
+from autoperm.rails import Map, Stop, lay_out
 
 Trace = Callable[[str], Traced]
 
@@ -251,6 +251,10 @@ def test_long_patterns_are_cut(traced: Trace) -> None:
     check_letters(figure)
 
 
+def test_a_long_title_is_not_cut_off() -> None:
+    check_letters(chain("x.").draw(title="Where the units of this network may go " * 3))
+
+
 def test_the_figure_grows_with_the_model(traced: Trace) -> None:
     small, large = (traced(name).spec.draw().get_figheight() for name in ("mlp", "resnet50"))
     assert 1 < small < 3 < large < 20
@@ -293,7 +297,3 @@ def test_without_the_drawing_library_the_extra_is_named() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert 'pip install "autoperm[plot]"' in done.stdout, done.stderr
-
-
-def test_rows_are_values() -> None:
-    assert Row("a", ("a.weight",)) == Row("a", ("a.weight",), "", False)
