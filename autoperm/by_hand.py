@@ -75,20 +75,21 @@ def assemble(
     Raises:
         SpecError: if two names of one tensor have different patterns, or a pattern does not fit its tensor.
     """
-    patterns, tied = dict(patterns), {}
+    given, tied = dict(patterns), {}
     for name, twin in _other_names(tensors).items():
-        given = [which for which in (twin, name) if which in patterns]
-        if len(given) == 2 and patterns[twin] != patterns[name]:
+        known = [which for which in (twin, name) if which in given]
+        if len(known) == 2 and given[twin] != given[name]:
             raise SpecError(
                 f"{twin} and {name} are two names of one tensor, but have two patterns: "
-                f'"{format_pattern(patterns[twin])}" and "{format_pattern(patterns[name])}"'
+                f'"{format_pattern(given[twin])}" and "{format_pattern(given[name])}"'
             )
-        if given:
-            patterns[twin] = patterns[name] = patterns[given[0]]
+        if known:
+            given[twin] = given[name] = given[known[0]]
             tied[name] = twin
+    order = [name for name in tensors if name in given]
     return PermutationSpec(
-        patterns=patterns,
-        shapes={name: tuple(tensors[name].shape) for name in patterns},
+        patterns={name: given[name] for name in order},
+        shapes={name: tuple(tensors[name].shape) for name in order},
         factors=factors,
         tied=tied,
     )

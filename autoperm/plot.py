@@ -227,7 +227,7 @@ def _legend(axes: Axes, x: float) -> None:
 def _rail(axes: Axes, rail: Rail, x: float, colour: str) -> None:
     start, end, wide = rail.stops[0].row, rail.stops[-1].row, 1.2 if rail.inner else 3.0
     axes.plot([x, x], [start, end], color=colour, linewidth=wide, zorder=2)
-    axes.text(x - 0.05, start - 0.5, rail.label, fontsize=_SIZE, va="center", color=_darker(colour))
+    axes.text(x - 0.05, start - 0.46, rail.label, fontsize=_SIZE, va="center", color=_darker(colour))
     for stop in rail.stops:
         if stop.first or stop.later:
             _stop(axes, x, stop.row, colour, first=stop.first, later=stop.later)

@@ -15,6 +15,7 @@ from .signature import format_pattern, names
 from .spec import Factor, PermutationSpec
 
 _PARAMETRIZED = re.compile(r"\.parametrizations\..*")
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.\-]*")
 _ALIKE = 3
 """How many blocks in a row must be alike for all but the first to be folded into one row."""
 
@@ -176,7 +177,10 @@ class _Block:
 def _folded(spec: PermutationSpec, rows: list[Row]) -> list[Row]:
     """Keep the first of blocks that are alike; nested ones too, the outermost first."""
     for prefix in sorted({prefix for row in rows for prefix in _prefixes(row.label)}, key=len):
-        stops = _stops(spec, rows)
+        carried: dict[str, set[int]] = {}
+        for i, row in enumerate(rows):
+            for name in _carried(spec, row.tensors):
+                carried.setdefault(name, set()).add(i)
         blocks: list[_Block] = []
         for i, row in enumerate(rows):
             match = re.match(rf"{re.escape(prefix)}(\d+)\.", row.label)
@@ -184,7 +188,8 @@ def _folded(spec: PermutationSpec, rows: list[Row]) -> list[Row]:
                 blocks.append(_Block(match[1]))
             if match:
                 blocks[-1].rows.append(i)
-        rows = _without_repeats(spec, rows, prefix, blocks, stops)
+        kinds = [_kind(spec, rows, prefix, block, carried) for block in blocks]
+        rows = _without_repeats(rows, prefix, blocks, kinds)
     return rows
 
 
@@ -193,10 +198,7 @@ def _prefixes(label: str) -> Iterable[str]:
     return (label[: match.start()] for match in re.finditer(r"(?<!\d)\d+\.", label))
 
 
-def _without_repeats(
-    spec: PermutationSpec, rows: list[Row], prefix: str, blocks: list[_Block], stops: Mapping[str, Sequence[Stop]]
-) -> list[Row]:
-    kinds = [_kind(spec, rows, prefix, block, stops) for block in blocks]
+def _without_repeats(rows: list[Row], prefix: str, blocks: list[_Block], kinds: list[object]) -> list[Row]:
     folded: dict[int, Row | None] = {}  # what becomes of a row; None where it vanishes
     start = 0
     while start < len(blocks):
@@ -215,23 +217,22 @@ def _without_repeats(
 
 
 def _kind(
-    spec: PermutationSpec, rows: Sequence[Row], prefix: str, block: _Block, stops: Mapping[str, Sequence[Stop]]
+    spec: PermutationSpec, rows: Sequence[Row], prefix: str, block: _Block, carried: Mapping[str, set[int]]
 ) -> object:
-    """What two blocks have in common that are alike: the same layers, joined in the same way, on the same streams."""
-    here = set(block.rows)
+    """What two blocks have in common that are alike: all but the names of the factors that only they carry."""
+    here, stem = set(block.rows), prefix + block.index
     own: dict[str, int] = {}
-    for name, places in stops.items():
-        if {stop.row for stop in places} <= here:
-            own[name] = len(own)
-    joined = sorted(
-        (
-            (str(own.get(name, name)), spec.factors[name].size, tuple(own.get(o, o) for o in spec.factors[name].over)),
-            [(stop.row - block.rows[0], stop.first, stop.later) for stop in places if stop.row in here],
-        )
-        for name, places in stops.items()
-        if any(stop.row in here for stop in places)
-    )
-    return [rows[i].label.removeprefix(prefix + block.index) for i in block.rows], joined
+
+    def anonymous(name: re.Match[str]) -> str:
+        return f"#{own.setdefault(name[0], len(own))}" if carried[name[0]] <= here else name[0]
+
+    layers = [
+        (tensor.removeprefix(stem), spec.shapes[tensor], _NAME.sub(anonymous, format_pattern(spec.patterns[tensor])))
+        for i in block.rows
+        for tensor in rows[i].tensors
+    ]
+    factors = [spec.factors[name] for name in own]
+    return layers, [(f.size, f.pinned, tuple(own.get(name, name) for name in f.over)) for f in factors]
 
 
 # --- lanes

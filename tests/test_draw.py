@@ -168,7 +168,7 @@ def test_blocks_in_blocks_are_folded() -> None:
     assert labels(layout) == ["stem", "s.0.b.0.up", "s.0.b.0.down", "s.0.b.1 to 3: like 0", "s.1 to 2: like 0"]
 
 
-def altered(**changes: tuple[str, tuple[int, int]]) -> PermutationSpec:
+def altered(**changes: tuple[str, tuple[int, ...]]) -> PermutationSpec:
     whole = chain(*BLOCKS)
     patterns = {name: " ".join(map(str, pattern)) for name, pattern in whole.patterns.items()}
     shapes = dict(whole.shapes)
@@ -186,8 +186,10 @@ def altered(**changes: tuple[str, tuple[int, int]]) -> PermutationSpec:
         altered(up=("h1 c", (6, 4)), down=("c h1", (4, 6))),
         altered(gate=("h2 c", (6, 4))),
         altered(down=("_ h2", (4, 6))),
+        altered(up=("h2 (c=4 2)", (6, 8))),
+        altered(up=("h2 c _", (6, 4, 3))),
     ],
-    ids=["size", "pin", "axis", "shared", "layer", "stream"],
+    ids=["size", "pin", "axis", "shared", "layer", "stream", "product", "window"],
 )
 def test_a_block_that_differs_is_shown(spec: PermutationSpec) -> None:
     assert not any(row.folded for row in lay_out(spec).rows)

@@ -214,6 +214,11 @@ def test_tensors_that_are_left_out_are_pinned() -> None:
     assert list(spec.patterns) == ["a.weight"]
 
 
+def test_tensors_are_in_the_order_of_the_model() -> None:
+    spec = PermutationSpec.from_axes_to_perm({"b.weight": (None, "P"), "a.bias": ("P",), "a.weight": ("P", None)}, LIKE)
+    assert list(spec.patterns) == list(spec.shapes) == list(LIKE)
+
+
 # --- two names of one tensor --------------------------------------------------------------------------------------
 
 
