@@ -261,14 +261,30 @@ def _place(spec: PermutationSpec, stops: Mapping[str, Sequence[Stop]]) -> list[R
         return apart and (not others or length[root] * _SHORTER >= length[others[0]])
 
     for root in sorted(groups, key=lambda root: (-length[root], spans[root])):
-        lane, count = 0, len(groups[root])
+        offsets = _offsets(spec, groups[root], stops)
+        lane, count = 0, 1 + max(offsets.values())
         while not all(fits(root, others) for others in taken[lane : lane + count]):
             lane += 1
         taken += [[] for _ in range(lane + count - len(taken))]
-        for i, name in enumerate(sorted(groups[root], key=lambda name: len(spec.factors[name].over))):
-            taken[lane + i].append(root)
-            lanes[name] = lane + i
+        for others in taken[lane : lane + count]:
+            others.append(root)
+        lanes |= {name: lane + offset for name, offset in offsets.items()}
     return [Rail(spec.factors[name], tuple(stops[name]), lanes[name], _root(name, spec, stops)) for name in stops]
+
+
+def _offsets(spec: PermutationSpec, members: Sequence[str], stops: Mapping[str, Sequence[Stop]]) -> dict[str, int]:
+    """Give each member of a group a lane right of what it varies over; members that do not meet may share one."""
+    offsets: dict[str, int] = {}
+    for name in sorted(members, key=lambda name: (len(spec.factors[name].over), stops[name][0].row)):
+        offset = 1 + max((offsets[outer] for outer in spec.factors[name].over if outer in offsets), default=-1)
+        while any(
+            stops[other][0].row <= stops[name][-1].row and stops[name][0].row <= stops[other][-1].row
+            for other in offsets
+            if offsets[other] == offset
+        ):
+            offset += 1
+        offsets[name] = offset
+    return offsets
 
 
 def _root(name: str, spec: PermutationSpec, stops: Mapping[str, object]) -> str:

@@ -111,6 +111,12 @@ def test_what_varies_over_another_stands_right_of_it_and_says_so() -> None:
     assert [rails[name].inner for name in "hdc"] == [False, True, False]
 
 
+def test_sisters_that_do_not_meet_share_a_lane() -> None:
+    patterns = {f"w{i}": f"(h=2 {name}=3)" for i, name in enumerate("ddeef")} | {"w5": "(h f)"}
+    spec = spec_of(patterns, dict.fromkeys(patterns, (6,)), d=["h"], e=["h"], f=["h"])
+    assert {rail.factor.name: rail.lane for rail in lay_out(spec).rails} == {"h": 0, "d": 1, "e": 1, "f": 1}
+
+
 def test_what_varies_over_pinned_factors_alone_is_a_group() -> None:
     (rail,) = lay_out(spec_of({"w": "p! f"}, {"w": (5, 3)}, f=["p"])).rails
     assert rail.root == "f"
@@ -224,7 +230,7 @@ def test_what_is_drawn(traced: Trace) -> None:
 
 
 def check_letters(figure: Figure) -> None:
-    """No two texts overlap, and none leaves the figure."""
+    """No two texts overlap, none stands on a dot, and none leaves the figure."""
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = {text: text.get_window_extent(renderer) for text in figure.axes[0].texts if text.get_text()}
     for text, box in boxes.items():
@@ -234,6 +240,9 @@ def check_letters(figure: Figure) -> None:
         assert box.y1 <= figure.bbox.y1, text
     for (one, box), (other, another) in combinations(boxes.items(), 2):
         assert not box.shrunk(0.9, 0.7).overlaps(another), (one, other)
+    dots = [line.get_window_extent(renderer) for line in figure.axes[0].lines if line.get_marker() == "o"]
+    for text, box in boxes.items():
+        assert not any(box.shrunk(0.9, 0.7).overlaps(dot) for dot in dots), text
 
 
 @pytest.mark.parametrize("name", NETWORKS)
