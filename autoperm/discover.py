@@ -25,7 +25,7 @@ from .signature import parse
 from .spec import PermutationSpec
 from .terms import Misfit, Pin, Term, constant, factor, pin
 from .trace import trace
-from .write import write_spec
+from .write import conclude
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +117,7 @@ class _Discovery:
         self.call = None
         for value in self.graph.outputs:
             self._pin_value(value, Pin("model output"))
-        return write_spec(self.graph, self.tensors, self.unknown)
+        return conclude(self.graph, self.tensors, self.terms, self.unknown).spec()
 
     def _pin_value(self, value: Value, why: Pin) -> None:
         for term in self.axes(value):

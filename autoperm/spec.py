@@ -34,6 +34,7 @@ from .signature import (
 
 if TYPE_CHECKING:
     from .permutation import Permutation
+    from .write import Inference
 
 _VERSION = 1
 
@@ -68,6 +69,8 @@ class PermutationSpec:
         reasons: for each tensor, for each axis, why it (or a part of it) is pinned; empty where all is free.
         unknown: operations that no rule knew, each with the code that would add one.
         notes: what else there is to know of how the specification was found: sentences.
+        inference: what discovery ended with, from which :meth:`explain` explains; None for a specification that was
+            written by hand or read from a file.
 
     Example:
         >>> spec = PermutationSpec.from_patterns(
@@ -84,6 +87,7 @@ class PermutationSpec:
     reasons: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]], compare=False)
     unknown: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    inference: Inference | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that patterns, shapes and factors fit each other.
@@ -110,6 +114,10 @@ class PermutationSpec:
                 known = self.size(term)
                 if known not in (None, size):
                     raise SpecError(f"{text}: axis {axis} is {term} of length {known}, the tensor's is {size}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the inference behind: it has the whole traced graph in it."""
+        return {**self.__dict__, "inference": None}
 
     # --- reading
 
