@@ -23,7 +23,6 @@ from .signature import Term as Notation
 from .spec import Factor, PermutationSpec
 from .terms import CONSTANT, FAMILY, PRODUCT, SUM, Pin, Term, factor, find, has_family, parts_of, pin
 
-
 Tree = Term | tuple[str, list["Tree"]]
 """A leaf term, or ("product" | "sum" | "turns" | "turn", children)."""
 
