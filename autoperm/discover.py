@@ -8,7 +8,7 @@ reaches back through the union-find. Model inputs and outputs are pinned. Then f
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,6 +89,17 @@ def infer(graph: Graph) -> PermutationSpec:
     finally:
         if enabled:
             gc.enable()
+
+
+def infer_call(call: Call) -> Mapping[Value, Axes]:
+    """Find what one operation says of the axes of its operands and results, if nothing else is known of them."""
+    alone = _Discovery(Graph([], {}, [], []))
+    for value in call.operands():
+        if value.kind != "constant":
+            alone.terms[value] = fresh(value.shape, None)
+    alone.call = call
+    alone._apply(call)
+    return alone.terms
 
 
 class _Discovery:
@@ -201,7 +212,7 @@ class _Discovery:
     def _give_up(self, call: Call, problem: str) -> None:
         """Pin all that an operation touches, and say so if a parameter reaches it."""
         name = rules.op_name(call.op)
-        why = Pin("its rule does not fit" if problem else "no rule", call)
+        why = Pin("its rule does not fit" if problem else "no rule", call, gap=True)
         operands = list(dict.fromkeys(call.operands()))
         for value in operands:
             for term in self.axes(value):

@@ -33,6 +33,7 @@ from .signature import (
 )
 
 if TYPE_CHECKING:
+    from .explain import Explanation
     from .permutation import Permutation
     from .write import Inference
 
@@ -227,6 +228,37 @@ class PermutationSpec:
         from .equivalence import verify
 
         return verify(self, model, inputs, draws=draws, tolerance=tolerance, generator=generator)
+
+    def explain(self, tensor: str, axis: int, to: tuple[str, int] | None = None) -> Explanation:
+        """Say why an axis is pinned, or moves with others: the shortest chain of operations, with their source lines.
+
+        Args:
+            tensor: the name of a parameter or buffer.
+            axis: which of its axes.
+            to: another tensor and axis: why they move together. If left out, the nearest one that does.
+
+        Raises:
+            SpecError: if there is no such tensor or axis, if the two do not move together, or if the specification was
+                written by hand or read from a file.
+
+        Example:
+            >>> import autoperm
+            >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> print(autoperm.discover(net).explain("2.weight", 1))
+            2.weight[1] is a
+              factor a, 8 units: free, moves with 0.weight[0], 0.bias[0]
+                2.weight[1] = relu[1]  by aten.linear, in 2
+                relu[1] = linear[1]  by aten.relu, in 1
+                linear[1] = 0.weight[0]  by aten.linear, in 0
+            >>> print(autoperm.discover(net).explain("2.weight", 0))
+            2.weight[0] is _
+              2 units: pinned (a law of the model)
+                2.weight[0] = linear_1[1]  by aten.linear, in 2
+                linear_1[1]: model output
+        """
+        from .explain import explain
+
+        return explain(self, tensor, axis, to)
 
     def check(self, state: Mapping[str, Tensor], *, what: str = "the state dict") -> None:
         """Check that tensors fit the specification.

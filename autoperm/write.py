@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from string import ascii_lowercase
 
 from .axes import collapse
@@ -40,6 +41,7 @@ class Inference:
         terms: the terms of every value's axes.
         trees: how the axes of the graph's tensors are written.
         over: for each factor that may move, the factors it varies over.
+        merged: for each factor that is several neighbours which nothing tells apart, those neighbours.
         unknown: operations that no rule knew.
     """
 
@@ -47,7 +49,13 @@ class Inference:
     terms: Mapping[Value, Sequence[Term]]
     trees: Mapping[Value, Sequence[Tree]]
     over: Mapping[Term, Sequence[Term]]
+    merged: Mapping[Term, Sequence[Term]]
     unknown: Sequence[object]
+
+    @cached_property
+    def factors(self) -> Mapping[Term, Factor]:
+        """The factors that have a name in the specification."""
+        return _name_factors(list(self.trees.values()), self.over, False)
 
     def spec(self, *, name_pinned: bool = False) -> PermutationSpec:
         """Write the patterns of the graph's tensors.
@@ -55,7 +63,7 @@ class Inference:
         Args:
             name_pinned: name every factor, the pinned ones too, so that it can be seen which axes are pinned together.
         """
-        factors = _name_factors(list(self.trees.values()), self.over, name_pinned)
+        factors = _name_factors(list(self.trees.values()), self.over, True) if name_pinned else self.factors
         tensors = self.graph.tensors.items()
         first = {value: name for name, value in reversed(tensors)}
         return PermutationSpec(
@@ -86,7 +94,8 @@ def conclude(
     _pin_unused(settled)
     merges = _neighbours(settled, written.values())
     trees = {value: [_merged_tree(tree, merges) for tree in axes] for value, axes in written.items()}
-    return Inference(graph, terms, trees, varies_over([_merge(cell, merges) for cell in settled]), unknown)
+    over = varies_over([_merge(cell, merges) for cell in settled])
+    return Inference(graph, terms, trees, over, _merged(merges), unknown)
 
 
 def _settle_and_write(
@@ -111,7 +120,7 @@ def _name_factors(
     names: dict[Term, str] = {}
     for trees in tensors:
         for tree in trees:
-            for leaf in _leaves(tree):
+            for leaf in leaves(tree):
                 if leaf not in names and leaf.size > 1 and (leaf.pin is None or leaf in indices or name_pinned):
                     names[leaf] = _letters(len(names))
     return {
@@ -192,12 +201,13 @@ def _at(term: Term, part: Term) -> Term:
     return term
 
 
-def _leaves(tree: Tree) -> Iterator[Term]:
+def leaves(tree: Tree) -> Iterator[Term]:
+    """Yield the factors of a tree, left to right."""
     if isinstance(tree, Term):
         yield tree
     else:
         for child in tree[1]:
-            yield from _leaves(child)
+            yield from leaves(child)
 
 
 # --- neighbours that nothing tells apart
@@ -251,6 +261,16 @@ def _neighbours(cells: Iterable[Cell], trees: Iterable[list[Tree]]) -> dict[Term
     return {left: (right, factor(width(left))) for left, right in right_of.items()}
 
 
+def _merged(merges: Mapping[Term, tuple[Term, Term]]) -> dict[Term, list[Term]]:
+    """For each factor that neighbours become, those neighbours."""
+    found: dict[Term, list[Term]] = {}
+    for left, (right, whole) in merges.items():
+        found[whole] = [left, right]
+        while found[whole][-1] in merges:
+            found[whole].append(merges[found[whole][-1]][0])
+    return found
+
+
 def _merge(cell: Cell, merges: Mapping[Term, tuple[Term, Term]]) -> Cell:
     """Put merged factors into a cell, in the axis of the left one of each pair."""
     row: list[tuple[int, Term]] = []
@@ -300,7 +320,7 @@ def _notation(tree: Tree, found: Mapping[Term, Factor], *, inside: bool = False)
             return Name(found[tree].name)
         return Pinned(tree.size) if inside or tree.size == 1 else Pinned()
     kind, children = tree
-    if kind != "turn" and all(leaf not in found for leaf in _leaves(tree)):
+    if kind != "turn" and all(leaf not in found for leaf in leaves(tree)):
         return Pinned(_size(tree)) if inside else Pinned()
     if kind == "turns":
         return Interleaving(tuple(_notation(child, found, inside=True) for child in children))
@@ -336,7 +356,7 @@ def _size(tree: Tree) -> int:
 
 def _reason(tree: Tree) -> str:
     """Why an axis, or a part of it, is pinned."""
-    for leaf in _leaves(tree):
+    for leaf in leaves(tree):
         if leaf.pin is not None and leaf.size > 1 and leaf.kind != CONSTANT:
             return describe_pin(leaf.pin)
     return ""

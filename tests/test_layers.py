@@ -21,12 +21,12 @@ LAYERS: list[set[str]] = [
     {"permutation", "plot"},
     {"equivalence", "matching", "write"},
     {"discover"},
-    {"align"},
+    {"align", "explain"},
     {"__init__"},
 ]
 
 # Methods of a specification that hand over to a later layer import it when they are called.
-LATE = {("spec", "permutation"), ("spec", "equivalence"), ("spec", "report")}
+LATE = {("spec", "permutation"), ("spec", "equivalence"), ("spec", "report"), ("spec", "explain")}
 
 TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 
@@ -40,7 +40,7 @@ DOORS = {
     "torch.export": {"trace"},
     "matplotlib": {"plot"},
     "scipy": {"matching.assignment"},
-    "networkx": {"matching.blocks"},
+    "networkx": {"matching.blocks", "explain"},
 }
 
 
