@@ -69,9 +69,7 @@ def measure_rebasin(zoo: ModuleType, suite: str, name: str) -> Record:
         descent.apply_permutations()
         error = max(error, difference(reference, outputs(b, (x,))))
         if has_batch_norm(a):
-            error_batch = max(
-                error_batch, difference([with_batch_statistics(a, x)], [with_batch_statistics(b, x)])
-            )
+            error_batch = max(error_batch, difference([with_batch_statistics(a, x)], [with_batch_statistics(b, x)]))
     return {
         "status": "ran",
         "groups": len(sizes),
@@ -223,8 +221,3 @@ def measure(tool: str, zoo: ModuleType, suite: str, name: str) -> Record:
     except Exception as error:  # another tool's failure, of whatever kind
         record = {"status": "crash", "problem": describe(error)}
     return {**record, "version": version(tool)}
-
-
-def tools() -> Sequence[str]:
-    """The names of the other tools."""
-    return ("rebasin", "torch-pruning")
