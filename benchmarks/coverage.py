@@ -1,9 +1,9 @@
-"""What autoperm does on the models of a zoo: ``python benchmarks/coverage.py --zoo DIR --cache DIR --out docs/coverage.md``.
+"""What autoperm does on the models of a zoo: ``make coverage``, or ``python benchmarks/coverage.py --help``.
 
-One process a model, with a time limit; each leaves a record in the cache, and what is there is not measured again, so an
-interrupted run goes on where it stopped. A record holds for the source code it was made with: a change to the package,
-or to the worker, makes new ones (``--keep`` takes the old ones where new ones are missing, and the page says so).
-The processes run in the environment of ``--python``, which needs the packages of the zoo; this one needs only autoperm's.
+One process a model, with a time limit; each leaves a record in the cache, and what is there is not measured again, so
+that an interrupted run goes on where it stopped. A record holds for the source code it was made with: a change to the
+package, or to the worker, makes new ones (``--keep`` takes the old ones where new ones are missing, and the page says
+so). The processes run in the environment of ``--python``, which needs the zoo's packages; this one needs only tqdm.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What autoperm does on one model of the zoo, as a record that JSON can hold. ``coverage.py`` runs it, a process a model.
+"""What autoperm does on one model of the zoo, as a record that JSON can hold. ``coverage.py`` runs it, once a process.
 
-Soundness is judged on weights that hide nothing: norms, biases and layers that start at zero get random values first, or
-a permutation that is wrong would pass. Group elements are drawn here, not by the code that is judged.
+Soundness is judged on weights that hide nothing: norms, biases and layers that start at zero get random values first,
+or a permutation that is wrong would pass. Group elements are drawn here, not by the code that is judged.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def draw(spec: PermutationSpec, factors: Sequence[Factor], generator: torch.Gene
 
 
 def broken(spec: PermutationSpec, factor: Factor, judge: Judge, generator: torch.Generator) -> float | None:
-    """Permute one of the tensors that carry a factor and not the others: the difference that a wrong permutation makes."""
+    """Permute one of the tensors that carry a factor and not the others: what difference a wrong permutation makes."""
     carriers = list(dict.fromkeys(name for name, _ in spec.carriers[factor.name]))
     if len(carriers) < 2:
         return None

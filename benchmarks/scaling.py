@@ -1,8 +1,8 @@
 """How discovery grows with the graph: ``python benchmarks/scaling.py``.
 
-Two families of networks: residual blocks in a row, all on one stream of units, and a recurrence whose loop the tracer
-unrolls into thousands of slices. Tracing and discovery are timed in one process, discovery at its best of some runs; the
-exponent is the slope of a straight line through the logarithms of nodes and seconds: 1 is linear.
+Two kinds of networks: residual blocks in a row, all on one stream of units, and a recurrence whose loop the tracer
+unrolls into thousands of slices. Tracing and discovery are timed in one process, discovery at its best of some runs.
+The exponent is the slope of a straight line through the logarithms of nodes and seconds: 1 is linear.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class Block(nn.Module):
 class Scan(nn.Module):
     """h <- tanh(x W + h U), written as a loop over slices; the states are stacked.
 
-    Where ``project_first``, the loop slices what the first layer made, whose units are free, instead of the input; where
-    ``in_place``, each state is written into one tensor, instead of stacking them.
+    Where ``project_first``, the loop slices what the first layer made, whose units are free, instead of the input;
+    where ``in_place``, each state is written into one tensor, instead of stacking them.
     """
 
     def __init__(self, width: int, hidden: int, *, project_first: bool = False, in_place: bool = False) -> None:
