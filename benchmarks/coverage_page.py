@@ -1,4 +1,4 @@
-"""The records of ``coverage.py`` as a page in Markdown: the words stand in a template, numbers and tables come from here."""
+"""The records of ``coverage.py`` as a page: the words stand in a template, numbers and tables come from here."""
 
 from __future__ import annotations
 

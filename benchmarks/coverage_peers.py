@@ -1,9 +1,9 @@
 """What two other tools find on one model, judged in the same way: rebasin and torch-pruning, from PyPI.
 
-Both are used as their README says. rebasin gets a random permutation for each that it would match, and applies them with
-its own code. torch-pruning finds channels that must be removed together, so one of its groups is read as: these channels
-may be permuted together. Layers with blocks of channels (grouped convolutions, GroupNorm) get the same permutation in
-every block, which is how its own pruners keep them apart.
+Both are used as their README says. rebasin gets a random permutation for each that it would match, and applies them
+with its own code. torch-pruning finds channels that must be removed together, so one of its groups is read as: these
+channels may be permuted together. Layers with blocks of channels (grouped convolutions, GroupNorm) get the same
+permutation in every block, which is how its own pruners keep them apart.
 """
 
 from __future__ import annotations
