@@ -47,7 +47,7 @@ def _view(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
             found += [factor(size, MISFIT) for size in outputs]
         else:
             inside += [part for term in inputs for part in factors(term)]
-    # Of two copies of an axis a factor may stand beside the one before and beside the other after. Here it stands alone.
+    # Of two copies of an axis, a factor may stand beside one before and beside the other after: here it stands alone.
     ctx.relate(inside)
     return found
 
