@@ -9,6 +9,7 @@ their inverses, reading comes down along them again.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -19,6 +20,9 @@ from torch import Tensor
 from .graph import Value
 
 aten = torch.ops.aten
+
+_LARGEST = 1 << 22
+"""Of larger tensors no places are looked up."""
 
 
 class Emit(Protocol):
@@ -84,7 +88,8 @@ def write(slot: Slot, value: Value, emit: Emit) -> None:
 
 def _scatter(slot: Slot, before: Value, value: Value, emit: Emit) -> Value:
     """Return a view's parent with the view's place overwritten."""
-    assert slot.parent is not None and slot.step is not None
+    assert slot.parent is not None
+    assert slot.step is not None
     whole, step = slot.parent.tensor, slot.step
     match step.op:
         case aten.slice.Tensor:
@@ -126,6 +131,71 @@ def steps_of(name: str, args: tuple[Any, ...], whole: Tensor, parts: list[Tensor
 def as_strided(part: Tensor) -> Step:
     """Return how a view is made of the bare memory. No rule follows that: it pins."""
     return Step(aten.as_strided.default, (list(part.shape), list(part.stride()), part.storage_offset()))
+
+
+def emit_as_strided(whole: Slot, value: Value, part: Tensor, emit: Emit) -> Value:
+    """Emit a view of bare memory: axes that go as they went before come through, places along the others are looked up.
+
+    Overlapping windows are made so.
+    """
+    found = _lookup(whole.tensor, part)
+    if found is None:
+        step = as_strided(part)
+        return emit(step.op, (value, *step.args), part)
+    kept, places = found
+    source, target = whole.tensor, part
+    before, after = [i for i, _ in kept], [j for _, j in kept]
+    rest = [i for i in range(source.ndim) if i not in before]
+    looked_up = [j for j in range(target.ndim) if j not in after]
+    sizes = [source.shape[i] for i in before]
+    order = [*looked_up, *after]
+    steps: list[tuple[Any, tuple[Any, ...]]] = [
+        (aten.permute.default, ([*rest, *before],)),
+        (aten.reshape.default, ([math.prod(source.shape[i] for i in rest), *sizes],)),
+        (aten.index_select.default, (0, Value("places", tuple(places.shape), "constant", places))),
+        (aten.reshape.default, ([*(target.shape[j] for j in looked_up), *sizes],)),
+        (aten.permute.default, (sorted(range(len(order)), key=order.__getitem__),)),
+    ]
+    made = source
+    for op, args in steps:
+        made = op(made, *(places if isinstance(argument, Value) else argument for argument in args))
+        value = emit(op, (value, *args), made)
+    return value
+
+
+def _lookup(whole: Tensor, part: Tensor) -> tuple[list[tuple[int, int]], Tensor] | None:
+    """Find the most axes that two views of one memory share, and where the rest of one stands in the rest of the other.
+
+    Any address that is the sum of one in the rest and one along the shared axes is in both: so it is enough that the
+    rest's addresses are found.
+    """
+    if whole.dtype != part.dtype or whole.numel() * part.numel() == 0 or max(whole.numel(), part.numel()) > _LARGEST:
+        return None
+    axes = [(size, stride, j) for j, (size, stride) in enumerate(zip(part.shape, part.stride(), strict=True))]
+    shared: list[tuple[int, int]] = []
+    for i, key in enumerate(zip(whole.shape, whole.stride(), strict=True)):
+        match = next((j for *other, j in axes if tuple(other) == key and j not in {b for _, b in shared}), None)
+        if match is not None:
+            shared.append((i, match))
+    shift = part.storage_offset() - whole.storage_offset()
+    for count in range(len(shared), 0, -1):
+        for kept in itertools.combinations(shared, count):
+            have = _addresses(whole, {i for i, _ in kept})
+            ordered, order = have.sort()
+            want = _addresses(part, {j for _, j in kept}) + int(shift)
+            at = torch.searchsorted(ordered, want).clamp_max(len(ordered) - 1)
+            if torch.equal(ordered[at], want):
+                return list(kept), order[at]
+    return None
+
+
+def _addresses(tensor: Tensor, without: set[int]) -> Tensor:
+    """Return the place in memory of each element along all axes but some, row-major, from the tensor's first."""
+    found = torch.zeros(1, dtype=torch.long)
+    for axis, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if axis not in without:
+            found = (found[:, None] + torch.arange(size) * stride).flatten()
+    return found
 
 
 def _pieces(whole: Tensor, parts: list[Tensor], _: object, dim: int = 0) -> list[Step]:

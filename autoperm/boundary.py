@@ -52,9 +52,16 @@ def finish(
     outputs: Sequence[Value],
     notes: Iterable[str] = (),
 ) -> Graph:
-    """Put a graph together: what is used, which tensors move, which of them overlap, where random numbers are drawn."""
-    for value in [*outputs, *(operand for call in calls for operand in call.operands())]:
+    """Put a graph together of the calls that something comes of: what is used, what overlaps, what is random."""
+    for value in outputs:
         value.used = True
+    live = []
+    for call in reversed(calls):
+        if any(result is not None and result.used for result in call.results):
+            live.append(call)
+            for operand in call.operands():
+                operand.used = True
+    calls = live[::-1]
     state = [name for name in model.state_dict(keep_vars=True) if name in values]
     order = state + [name for name in values if name not in set(state) and values[name].kind == "parameter"]
     tensors = {name: values[name] for name in order if values[name].kind in ("parameter", "buffer")}
@@ -74,6 +81,21 @@ def some(places: Sequence[str], most: int = 4) -> str:
     """Write a list of places, the first few."""
     rest = len(places) - most
     return "; ".join(places[:most]) + (f"; and {rest} more" if rest > 0 else "")
+
+
+_DRAWN_BY_SHAPE = frozenset(
+    "aten." + name
+    for name in (
+        "rand rand_like randn randn_like randint randint_like randperm uniform normal_functional exponential cauchy "
+        "log_normal geometric random"
+    ).split()
+)
+"""What draws random numbers of the shape of its operand, without a look at its values."""
+
+
+def reads_what_it_draws_from(call: Call) -> bool:
+    """Tell whether what is drawn depends on the values of operands."""
+    return str(call.op._schema.name).replace("::", ".") not in _DRAWN_BY_SHAPE  # type: ignore[attr-defined]
 
 
 def draws_random_numbers(call: Call) -> bool:

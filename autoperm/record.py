@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .aliases import Slot, Step, as_strided, read, steps_of, write
+from .aliases import Slot, Step, as_strided, emit_as_strided, read, steps_of, write
 from .boundary import draws_random_numbers, finish, identity, model_tensors, model_values, some
 from .copies import copy_model
 from .errors import TraceError
@@ -46,8 +46,9 @@ _CALL = nn.Module._call_impl.__code__
 
 _ABOUT = frozenset(
     "aten.size aten.stride aten.dim aten.numel aten.storage_offset aten.sym_size aten.sym_stride aten.sym_numel "
-    "aten.sym_storage_offset aten.is_contiguous aten.is_floating_point aten.is_complex aten.is_same_size aten.is_signed "
-    "aten.is_inference aten.is_conj aten.is_neg aten.is_pinned aten.is_non_overlapping_and_dense aten.result_type "
+    "aten.sym_storage_offset aten.is_contiguous aten.is_floating_point aten.is_complex aten.is_same_size "
+    "aten.is_signed aten.is_inference aten.is_conj aten.is_neg aten.is_pinned aten.result_type "
+    "aten.is_non_overlapping_and_dense "
     "aten.can_cast aten.promote_types aten.is_strides_like aten._has_compatible_shallow_copy_type prim.device "
     "prim.layout aten.detach_ aten.requires_grad_ aten.record_stream".split()
 )
@@ -123,7 +124,7 @@ class _Recorder(TorchDispatchMode):
     """One run of a model: its tensors, what stands for each, and the calls so far."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.model = model
         self.paths = {id(module): path for path, module in reversed(list(model.named_modules()))}
         self.values = model_values(model)
@@ -180,12 +181,12 @@ class _Recorder(TorchDispatchMode):
             self.varying.add(value)
             self._give(tensor, value, same)
         fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # type: ignore[no-untyped-call]
+        torch.backends.mha.set_fastpath_enabled(False)
         try:
             with torch.inference_mode(), _Readers(self), self:
                 result = self.model(*args, **kwargs)
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)  # type: ignore[no-untyped-call]
+            torch.backends.mha.set_fastpath_enabled(fast)
         found = [self._value(tensor) for tensor in _tensors_in(result)]
         found += [self._read(slot) for slot in self.given if slot.root.writes]
         return list(dict.fromkeys([*found, *self.held]))
@@ -273,9 +274,7 @@ class _Recorder(TorchDispatchMode):
         key = _storage(result) if isinstance(result, Tensor) else None
         return next((self._slot(t) for t in operands if key is not None and _storage(t) == key), None)
 
-    def _make(
-        self, op: Any, name: str, given: tuple[Any, ...], named: dict[str, Any], results: Sequence[Any]
-    ) -> None:
+    def _make(self, op: Any, name: str, given: tuple[Any, ...], named: dict[str, Any], results: Sequence[Any]) -> None:
         """Record a call that makes new tensors."""
         operands = list(_values_in([given, named]))
         if self.hollow.intersection(operands) and not name.endswith("_like") and ".new_" not in name:
@@ -303,8 +302,12 @@ class _Recorder(TorchDispatchMode):
         parents: Sequence[Slot | None],
     ) -> None:
         """Record a call that makes views."""
-        values = self._emit(functional(op) or op, given, named, results)
         first = parents[0]
+        values: list[Value | None]
+        if op_name(op) == "aten.as_strided" and first is not None:
+            values = [emit_as_strided(first, given[0], results[0], self._emit_one)]
+        else:
+            values = self._emit(functional(op) or op, given, named, results)
         if first is not None and all(parent is first for parent in parents):
             name = op_name(op).removesuffix("_")
             steps = steps_of(name, _positional(op, given, named)[1:], first.tensor, list(results))
@@ -389,7 +392,7 @@ class _Recorder(TorchDispatchMode):
             slot = Slot(tensor, self._read(same[0]), same[0], Step(aten.alias.default), same[0].root.writes)
         elif owners:
             step = as_strided(tensor)
-            value = self._emit_one(step.op, (self._read(owners[0]), *step.args), tensor)
+            value = emit_as_strided(owners[0], self._read(owners[0]), tensor, self._emit_one)
             slot = Slot(tensor, value, owners[0], step, owners[0].root.writes)
         else:
             where = self._where()
