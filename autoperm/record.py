@@ -574,14 +574,20 @@ def functional(op: Any) -> Any:
         (<OpOverload(op='aten.add', overload='Tensor')>, <OpOverload(op='aten.add', overload='Tensor')>)
     """
     namespace, _, name = str(op._schema.name).partition("::")
-    wanted = [(a.name, str(a.type)) for a in op._schema.arguments if not a.is_out]
+    wanted = _form(op)
     for base in dict.fromkeys((name.removesuffix("_"), f"{name.removesuffix('_')}_functional", name)):
         packet = getattr(getattr(torch.ops, namespace), base, None)
         for overload in packet.overloads() if packet is not None else ():
             found = getattr(packet, overload)
-            if not found._schema.is_mutable and [(a.name, str(a.type)) for a in found._schema.arguments] == wanted:
+            if not found._schema.is_mutable and _form(found) == wanted:
                 return found
     return None
+
+
+def _form(op: Any) -> list[tuple[str, str]]:
+    """The arguments of an operation, but for what it writes to; the first has any name."""
+    arguments = [argument for argument in op._schema.arguments if not argument.is_out]
+    return [(argument.name if i else "", str(argument.type)) for i, argument in enumerate(arguments)]
 
 
 def _masks(indices: Sequence[Tensor | None]) -> set[int]:
