@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ from .errors import EquivalenceError, TraceError
 from .evaluate import device_of, evaluating
 from .permutation import Permutation
 from .spec import PermutationSpec
+from .structure import tensors_in
 
 
 def outputs(model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:
@@ -25,21 +26,7 @@ def outputs(model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] |
     with evaluating(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(0)
         result = model(*inputs, **(kwargs or {}))
-    return [tensor for tensor in _tensors(result) if tensor.is_floating_point() or tensor.is_complex()]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from _tensors(getattr(value, name))
+    return [tensor for tensor in tensors_in(result) if tensor.is_floating_point() or tensor.is_complex()]
 
 
 def in_float64(value: Any) -> Any:

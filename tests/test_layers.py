@@ -15,10 +15,11 @@ ROOT = Path(autoperm.__file__).parent
 # A module may import from the layers above its own, and a package (rules, matching) from itself.
 LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
-    {"signature", "cutting", "state", "evaluate", "copies", "boundary", "aliases"},
+    {"signature", "cutting", "state", "evaluate", "copies", "boundary", "aliases", "structure"},
     {"axes", "spec", "merge", "renormalize"},
     {"presence", "layout", "report", "rules", "interpolate"},
-    {"permutation", "plot", "record"},
+    {"permutation", "plot", "tape", "schema"},
+    {"record"},
     {"trace"},
     {"inputs"},
     {"equivalence", "matching", "write"},
@@ -37,7 +38,7 @@ RIGHT_OF_THE_WAIST = [
     "spec", "permutation", "layout", "equivalence", "report", "matching", "merge", "renormalize", "interpolate", "plot",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
-    "graph", "boundary", "aliases", "record", "trace", "terms", "cutting", "axes", "presence", "rules", "write",
+    "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence", "rules", "write",
     "discover", "inputs",
 }  # fmt: skip
 
