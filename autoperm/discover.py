@@ -16,6 +16,7 @@ from torch import nn
 
 from . import rules
 from .axes import broadcast
+from .boundary import draws_random_numbers, reads_what_it_draws_from
 from .errors import SignatureError
 from .graph import Call, Graph, Value, Where
 from .inputs import resolve_inputs
@@ -177,6 +178,9 @@ class _Discovery:
         results = [value for value in call.results if value is not None]
         if not results:
             return
+        if draws_random_numbers(call):
+            self._draw(call, results)
+            return
         try:
             found = self._results(call)
         except (SignatureError, Misfit) as error:
@@ -208,6 +212,14 @@ class _Discovery:
             operands = [self.axes(value) for value in call.operands()]
             return [broadcast(operands)] if operands else [[constant(n) for n in self.result.shape]]
         return None
+
+    def _draw(self, call: Call, results: Sequence[Value]) -> None:
+        """Random numbers come in an order: each place of the result, and of what it is drawn from, has its own."""
+        why = Pin("random numbers are drawn in order", call)
+        for value in call.operands() if reads_what_it_draws_from(call) else ():
+            self._pin_value(value, why)
+        for value in results:
+            self._define(value, fresh(value.shape, why))
 
     def _give_up(self, call: Call, problem: str) -> None:
         """Pin all that an operation touches, and say so if a parameter reaches it."""

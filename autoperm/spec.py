@@ -202,7 +202,7 @@ class PermutationSpec:
     def verify(
         self,
         model: nn.Module,
-        inputs: Sequence[Any],
+        inputs: Sequence[Any] | Mapping[str, Any],
         *,
         draws: int = 2,
         tolerance: float = 1e-6,
@@ -214,7 +214,8 @@ class PermutationSpec:
 
         Args:
             model: a model that the specification is for; it is not changed.
-            inputs: positional inputs; floating-point ones are cast to float64.
+            inputs: positional inputs, or inputs by name; floating-point ones are cast to float64. Where the model's
+                path depends on data (its ``notes`` say so), verify on several, one call for each.
             draws: how many group elements to draw.
             tolerance: largest allowed difference, relative to the largest output.
             generator: a generator or seed.

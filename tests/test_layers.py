@@ -15,10 +15,13 @@ ROOT = Path(autoperm.__file__).parent
 # A module may import from the layers above its own, and a package (rules, matching) from itself.
 LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
-    {"signature", "cutting", "state", "evaluate", "copies"},
-    {"axes", "spec", "merge", "renormalize", "trace"},
-    {"presence", "layout", "report", "inputs", "rules", "interpolate"},
-    {"permutation", "plot"},
+    {"signature", "cutting", "state", "evaluate", "copies", "boundary", "aliases", "structure"},
+    {"axes", "spec", "merge", "renormalize"},
+    {"presence", "layout", "report", "rules", "interpolate"},
+    {"permutation", "plot", "tape", "schema"},
+    {"record"},
+    {"trace"},
+    {"inputs"},
     {"equivalence", "matching", "write"},
     {"discover"},
     {"align", "explain"},
@@ -34,7 +37,10 @@ TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 RIGHT_OF_THE_WAIST = [
     "spec", "permutation", "layout", "equivalence", "report", "matching", "merge", "renormalize", "interpolate", "plot",
 ]  # fmt: skip
-LEFT_OF_THE_WAIST = {"graph", "trace", "terms", "cutting", "axes", "presence", "rules", "write", "discover", "inputs"}
+LEFT_OF_THE_WAIST = {
+    "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence", "rules", "write",
+    "discover", "inputs",
+}  # fmt: skip
 
 DOORS = {
     "torch.export": {"trace"},
