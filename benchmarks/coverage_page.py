@@ -287,9 +287,11 @@ def peer_table(ours: Sequence[Record], peers: Sequence[Record], reference: Refer
     rows = []
     for own in (record for record in ours if record["name"] in names):
         name = own["name"]
-        orders = [own["log10_order"]] if is_sound(own) else []
+        others = [by.get((name, tool)) for tool in tools]
+        sound = [other for other in others if other and other["status"] == "ran" and other["error"] <= ROUNDING]
+        orders = [record["log10_order"] for record in [*sound, *([own] if is_sound(own) else [])]]
         floor = max([*orders, reference.get(name, 0.0)])
-        cells = [own_cell(own, floor)] + [peer_cell(by.get((name, tool)), floor) for tool in tools]
+        cells = [own_cell(own, floor), *(peer_cell(other, floor) for other in others)]
         for tool, cell in zip(("autoperm", *tools), cells, strict=True):
             right[tool] += cell.startswith("right")
             right[f"{tool}, re-estimated"] += cell.startswith(("right", "(right"))

@@ -10,14 +10,12 @@ import importlib
 import random
 import signal
 import statistics
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -44,12 +42,6 @@ ROUNDING = 1e-8
 
 APART = 1e-3
 """Where a model rounds to float32 inside, a true symmetry must stay this far below a wrong one."""
-
-
-def load_zoo(folder: Path) -> ModuleType:
-    """Import the module ``zoo`` from its folder."""
-    sys.path.insert(0, str(folder))
-    return importlib.import_module("zoo")
 
 
 def randomise(model: nn.Module, seed: int = 1) -> nn.Module:

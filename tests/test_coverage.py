@@ -1,6 +1,7 @@
 """The judge of ``make coverage`` finds what is wrong, and the page says it."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -177,3 +178,49 @@ def test_a_convolution_is_permuted_on_the_axis_that_is_pruned() -> None:
         assert [(tensor.ndim, axis) for tensor, axis, _ in out] == [(4, outer), (1, 0)]
         (inner,) = carried(Graph(), Dep(conv, "in"), order)
         assert inner[1] == 1 - outer
+
+
+ZOO = """
+import os
+from collections import namedtuple
+
+Entry = namedtuple("Entry", "name builder example_inputs_fn call_fn")
+SUITES = ("modules",)
+
+def iter_models(suite):
+    yield Entry("net", net, inputs, None)
+    yield Entry("dies", lambda: os._exit(3), inputs, None)
+
+def net():
+    from torch import nn
+    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+
+def inputs():
+    import torch
+    return (torch.randn(5, 3),)
+
+def get(suite, name):
+    return next(entry for entry in iter_models(suite) if entry.name == name)
+
+def as_module(model, call):
+    return model.eval()
+"""
+
+
+def test_the_command_measures_writes_and_resumes(tmp_path: Path) -> None:
+    zoo, cache, out = tmp_path / "zoo", tmp_path / "cache", tmp_path / "page.md"
+    zoo.mkdir()
+    (zoo / "zoo.py").write_text(ZOO)
+    (zoo / "reference.json").write_text('{"net": 4.6}')
+    command = [sys.executable, str(TEMPLATE.with_suffix(".py")), "--zoo", zoo, "--cache", cache, "--out", out]
+
+    def run() -> dict[str, int]:
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        return {file.name: file.stat().st_mtime_ns for file in cache.rglob("*.json")}
+
+    made = run()
+    assert made.keys() == {"modules.net.autoperm.json", "modules.dies.autoperm.json"}
+    assert run() == made, "what is in the cache was measured again"
+    text = out.read_text()
+    assert "| `net` | yes | 50 |" in text
+    assert "* `dies`: crash. `exit status 3`" in text
