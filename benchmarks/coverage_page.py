@@ -281,13 +281,13 @@ def peer_table(ours: Sequence[Record], peers: Sequence[Record], reference: Refer
     if not peers:
         return "Not measured."
     tools = sorted({record["tool"] for record in peers})
-    by = {(record["name"], record["tool"]): record for record in peers}
-    names = list(dict.fromkeys(record["name"] for record in peers))
+    by = {(record["suite"], record["name"], record["tool"]): record for record in peers}
+    shown = {(record["suite"], record["name"]) for record in peers}
     right: Counter[str] = Counter()
     rows = []
-    for own in (record for record in ours if record["name"] in names):
+    for own in (record for record in ours if (record["suite"], record["name"]) in shown):
         name = own["name"]
-        others = [by.get((name, tool)) for tool in tools]
+        others = [by.get((own["suite"], name, tool)) for tool in tools]
         sound = [other for other in others if other and other["status"] == "ran" and other["error"] <= ROUNDING]
         orders = [record["log10_order"] for record in [*sound, *([own] if is_sound(own) else [])]]
         floor = max([*orders, reference.get(name, 0.0)])
