@@ -75,6 +75,22 @@ def test_the_limit_says_how_many_factors_were_done() -> None:
     assert soundness(spec, model, (torch.randn(5, 3),), limit_s=0)["alone"][1] == 1
 
 
+def test_a_model_that_changes_when_it_runs_is_not_judged() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = mlp()
+            self.calls = [0.0]  # shared by no copy, and by no state dict
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls[0] += 1
+            result: Tensor = self.layers(x) + self.calls[0]
+            return result
+
+    with pytest.raises(RuntimeError, match="does not compute the same again"):
+        judged(Counts(), {f"layers.{name}": pattern for name, pattern in RIGHT.items()})
+
+
 def test_randomise_leaves_nothing_that_hides_a_wrong_permutation() -> None:
     model = nn.Sequential(nn.Conv2d(2, 6, 1), nn.BatchNorm2d(6), nn.Linear(4, 4))
     nn.init.zeros_(model[2].weight)
