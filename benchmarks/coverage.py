@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 HERE = Path(__file__).parent
@@ -58,13 +60,19 @@ def load(cache: Path, job: Job, mark: str, keep: bool) -> Record | None:
 # --- the processes
 
 
+def load_zoo(folder: Path) -> ModuleType:
+    """Import the module ``zoo`` from its folder."""
+    sys.path.insert(0, str(folder))
+    return importlib.import_module("zoo")
+
+
 def worker(zoo: Path, job: Job, out: Path, limit_s: float) -> None:
     """Measure one model with one tool, in this process."""
-    from coverage_worker import load_zoo, measure
-
     suite, name, tool = job
     if tool == "autoperm":
-        record = measure(load_zoo(zoo), suite, name, limit_s)
+        import coverage_worker
+
+        record = coverage_worker.measure(load_zoo(zoo), suite, name, limit_s)
     else:
         import coverage_peers
 
@@ -91,17 +99,25 @@ def save(out: Path, job: Job, record: Record) -> None:
     unfinished.replace(out)
 
 
+def in_zoo(args: argparse.Namespace, *more: Any, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    """Run this script in the zoo's environment, with this autoperm."""
+    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
+    return subprocess.run(
+        [str(part) for part in (args.python, __file__, "--zoo", args.zoo, *more)],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
 def run(args: argparse.Namespace, job: Job) -> None:
     """Measure one model in a process of its own; a crash or a timeout is a record too."""
     out = record_file(args.cache, job, fingerprint(job[2]))
-    command = [args.python, __file__, "--zoo", args.zoo, "--worker", *job, "--out", out, "--limit", args.limit]
-    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
-    environment = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
     start = time.perf_counter()
     try:
-        done = subprocess.run(
-            list(map(str, command)), capture_output=True, text=True, timeout=args.timeout, env=environment, check=False
-        )
+        done = in_zoo(args, "--worker", *job, "--out", out, "--limit", args.limit, timeout=args.timeout)
     except subprocess.TimeoutExpired:
         save(out, job, {"status": "timeout", "problem": f"not done after {args.timeout:.0f} s"})
         return
@@ -113,11 +129,9 @@ def run(args: argparse.Namespace, job: Job) -> None:
 
 def models(args: argparse.Namespace) -> list[tuple[str, str]]:
     """Ask the zoo, in its environment, which models there are."""
-    command = [args.python, __file__, "--zoo", args.zoo, "--list"]
-    path = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH", "")]))
-    done = subprocess.run(
-        list(map(str, command)), stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": path}, check=True
-    )
+    done = in_zoo(args, "--list")
+    if done.returncode != 0:
+        raise SystemExit(f"the zoo in {args.zoo} cannot be read with {args.python}:\n{done.stderr}")
     return [(suite, name) for suite, name in json.loads(done.stdout.splitlines()[-1])]
 
 
@@ -149,8 +163,6 @@ def main() -> None:
         worker(args.zoo, tuple(args.worker), args.out, args.limit)
         return
     if args.list:
-        from coverage_worker import load_zoo
-
         zoo = load_zoo(args.zoo)
         print(json.dumps([(suite, entry.name) for suite in zoo.SUITES for entry in zoo.iter_models(suite)]))
         return

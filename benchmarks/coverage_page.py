@@ -121,8 +121,12 @@ def summary(ours: Sequence[Record], reference: Reference) -> str:
         ["seconds to trace", f"{sum(record['trace_s'] for record in traced):.0f} in all"],
     ]
     if probed:
-        misses, checked = (sum(probe[key] for probe in probed) for key in ("misses", "checked"))
-        rows.append(["symmetries that the probe found missed", f"{misses}, of {checked} pinned classes checked"])
+        keys = ("misses", "checked", "missed_axes", "axes")
+        misses, checked, missed, axes = (sum(probe[key] for probe in probed) for key in keys)
+        rows += [
+            ["symmetries that the probe found missed", f"{misses}, where {checked} classes of tied axes were permuted"],
+            ["axes that these are on", f"{missed} of {axes} ({missed / max(axes, 1):.2%})"],
+        ]
     return markdown(["", ""], rows)
 
 
@@ -164,7 +168,8 @@ def suite_tables(suite: str, ours: Sequence[Record], reference: Reference) -> li
     traced = [record for record in records if is_traced(record)]
     details = markdown(["model", "pinned axes", "why"], [pin_row(record) for record in traced])
     checks = markdown(
-        ["model", "error", "a wrong permutation's", "alone", "probe misses"], [check_row(record) for record in traced]
+        ["model", "error", "a wrong permutation's", "alone", "missed, by the probe"],
+        [check_row(record) for record in traced],
     )
     return [
         f"### {TITLES.get(suite, suite)}",
@@ -196,12 +201,19 @@ def pin_row(record: Record) -> list[str]:
 def check_row(record: Record) -> list[str]:
     """The numbers behind a verdict."""
     soundness, probe = record["soundness"], record.get("probe")
-    probed = "" if not probe else probe.get("problem") or f"{probe['misses']} of {probe['checked']}"
+    probed = "" if not probe else probe.get("problem") or probe_cell(probe)
     if "error" not in soundness:
         return [code(record["name"]), code(soundness["problem"][:120]), "", "", probed]
     wrong = "" if soundness["wrong"] is None else f"{soundness['wrong']:.0e}"
     alone = "{} of {}".format(*soundness["alone"])
     return [code(record["name"]), f"{soundness['error']:.0e}", wrong, alone, probed]
+
+
+def probe_cell(probe: Record) -> str:
+    """What the probe found, and what it could not look at."""
+    rest = [f"{probe[key]} {key}" for key in ("unexercised", "unreached") if probe[key]]
+    found = f"{probe['misses']}, {probe['missed_axes']} of {probe['axes']} axes"
+    return found + (f" ({', '.join(rest)})" if rest else "")
 
 
 def exceptions(ours: Sequence[Record], reference: Reference) -> str:
@@ -253,7 +265,7 @@ def probe_misses(ours: Sequence[Record]) -> str:
         probe = record.get("probe") or {}
         if probe.get("missed"):
             more = probe["misses"] - len(probe["missed"][:3])
-            shown = "; ".join(code(text[:160]) for text in probe["missed"][:3])
+            shown = "; ".join(code(first_line(" ".join(" ".join(text[:2]).split()))) for text in probe["missed"][:3])
             lines.append(f"* {code(record['name'])}: {shown}" + (f" and {more} more" if more else ""))
     if lines:
         return "\n".join(lines)
@@ -269,15 +281,17 @@ def peer_table(ours: Sequence[Record], peers: Sequence[Record], reference: Refer
     if not peers:
         return "Not measured."
     tools = sorted({record["tool"] for record in peers})
-    by = {(record["name"], record["tool"]): record for record in peers}
-    names = list(dict.fromkeys(record["name"] for record in peers))
+    by = {(record["suite"], record["name"], record["tool"]): record for record in peers}
+    shown = {(record["suite"], record["name"]) for record in peers}
     right: Counter[str] = Counter()
     rows = []
-    for own in (record for record in ours if record["name"] in names):
+    for own in (record for record in ours if (record["suite"], record["name"]) in shown):
         name = own["name"]
-        orders = [own["log10_order"]] if is_sound(own) else []
+        others = [by.get((own["suite"], name, tool)) for tool in tools]
+        sound = [other for other in others if other and other["status"] == "ran" and other["error"] <= ROUNDING]
+        orders = [record["log10_order"] for record in [*sound, *([own] if is_sound(own) else [])]]
         floor = max([*orders, reference.get(name, 0.0)])
-        cells = [own_cell(own, floor)] + [peer_cell(by.get((name, tool)), floor) for tool in tools]
+        cells = [own_cell(own, floor), *(peer_cell(other, floor) for other in others)]
         for tool, cell in zip(("autoperm", *tools), cells, strict=True):
             right[tool] += cell.startswith("right")
             right[f"{tool}, re-estimated"] += cell.startswith(("right", "(right"))

@@ -10,22 +10,21 @@ import importlib
 import random
 import signal
 import statistics
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from autoperm.copies import copy_model
+from autoperm.copies import copy_model, forget_caches
 from autoperm.discover import infer
 from autoperm.equivalence import difference, in_float64, outputs
 from autoperm.errors import TraceError
@@ -44,12 +43,6 @@ ROUNDING = 1e-8
 
 APART = 1e-3
 """Where a model rounds to float32 inside, a true symmetry must stay this far below a wrong one."""
-
-
-def load_zoo(folder: Path) -> ModuleType:
-    """Import the module ``zoo`` from its folder."""
-    sys.path.insert(0, str(folder))
-    return importlib.import_module("zoo")
 
 
 def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
@@ -92,6 +85,17 @@ class _Narrow(TorchDispatchMode):
         return result
 
 
+class _With(nn.Module):
+    """A model with some of its tensors replaced."""
+
+    def __init__(self, model: nn.Module, state: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.model, self.state = model, dict(state)
+
+    def forward(self, *inputs: Any) -> Any:
+        return functional_call(self.model, self.state, inputs)
+
+
 @dataclass
 class Judge:
     """A model, the function it computes, and how far another one is from it."""
@@ -114,6 +118,14 @@ class Judge:
             return cls(copy_model(model).double(), tuple(in_float64(inputs)), torch.float64)
         except (RuntimeError, TypeError, ValueError, NotImplementedError):
             return cls(model, tuple(inputs), torch.float32)
+
+    def error_with(self, state: Mapping[str, Tensor]) -> float:
+        """Return the difference that other tensors make, in a model that is not copied for it."""
+        forget_caches(self.model)
+        try:
+            return self.error(_With(self.model, state))
+        finally:
+            forget_caches(self.model)
 
     def compute(self, model: nn.Module) -> list[Tensor]:
         """Run a model; one that draws random numbers draws the same each time."""
@@ -143,13 +155,16 @@ def broken(spec: PermutationSpec, factor: Factor, judge: Judge, generator: torch
     carriers = list(dict.fromkeys(name for name, _ in spec.carriers[factor.name]))
     if len(carriers) < 2:
         return None
+    moved = alone(spec, factor, judge, generator)
+    chosen = carriers[int(torch.randint(len(carriers), (1,), generator=generator))]
+    return judge.error_with({name: tensor for name, tensor in moved.items() if spec.tied.get(name, name) == chosen})
+
+
+def alone(spec: PermutationSpec, factor: Factor, judge: Judge, generator: torch.Generator) -> dict[str, Tensor]:
+    """Permute one factor, and return the tensors that this changes."""
     state = judge.model.state_dict()
     moved = draw(spec, [factor], generator).apply(state)
-    chosen = random.Random(factor.name).choice(carriers)
-    names = [name for name in state if name == chosen or spec.tied.get(name) == chosen]
-    model = copy_model(judge.model)
-    model.load_state_dict({**state, **{name: moved[name] for name in names}})
-    return judge.error(model)
+    return {name: tensor for name, tensor in moved.items() if tensor is not state[name]}
 
 
 def soundness(spec: PermutationSpec, model: nn.Module, inputs: Sequence[Any], limit_s: float) -> Record:
@@ -161,22 +176,24 @@ def soundness(spec: PermutationSpec, model: nn.Module, inputs: Sequence[Any], li
     error = max((judge.error(draw(spec, free, generator).apply(judge.model)) for _ in range(DRAWS)), default=0.0)
     wrong = [found for factor in free[:BROKEN] if (found := broken(spec, factor, judge, generator)) is not None]
 
-    start, alone, guilty, ratio = time.perf_counter(), 0, [], 0.0
+    start, done, guilty, ratio = time.perf_counter(), 0, [], 0.0
     for factor in free:
         if time.perf_counter() - start > limit_s:
             break
-        found = judge.error(draw(spec, [factor], generator).apply(judge.model))
-        alone += 1
+        found = judge.error_with(alone(spec, factor, judge, generator))
+        done += 1
         error = max(error, found)
         allowed = ROUNDING
         if judge.narrow and found > ROUNDING:
             # Rounding has no fixed size, so the measure is what this factor does where it is permuted wrongly.
-            reference = [broken(spec, factor, judge, generator) for _ in range(2)]
+            reference = [broken(spec, factor, judge, generator) for _ in range(3)]
             worst = max((value for value in reference if value is not None), default=0.0)
             allowed = APART * worst
             ratio = max(ratio, found / worst if worst else float("inf"))
         if not found <= allowed:
             guilty.append(factor.name)
+    if judge.error(copy_model(judge.model)) != 0.0:
+        raise RuntimeError("the model does not compute the same again, so nothing that was compared means anything")
     typical = statistics.median(wrong) if wrong else None
     bound = ROUNDING if not judge.narrow else max(ROUNDING, APART * (typical or 0.0))
     return {
@@ -185,7 +202,7 @@ def soundness(spec: PermutationSpec, model: nn.Module, inputs: Sequence[Any], li
         "wrong": typical,
         "precision": str(judge.dtype).removeprefix("torch."),
         "narrow": judge.narrow,
-        "alone": [alone, len(free)],
+        "alone": [done, len(free)],
         "guilty": guilty[:5],
         "narrow_ratio": ratio,
     }
@@ -218,19 +235,24 @@ def missed(spec: PermutationSpec, model: nn.Module, inputs: Sequence[Any], limit
     """Ask the probe which pinned axes could move; None where this autoperm has no probe."""
     try:
         probe: Callable[..., Any] = importlib.import_module("autoperm.probe").probe
-    except (ImportError, AttributeError):
+    except ImportError:
         return None
-    start = time.perf_counter()
     try:
-        with at_most(limit_s):
-            result = probe(model, spec, inputs)
+        with at_most(3 * limit_s):  # it stops by itself between two steps; this is for a step that does not end
+            result = probe(model, spec, inputs, seconds=limit_s)
     except OutOfTime as error:
         return {"problem": str(error)}
     except Exception as error:  # the probe is a part of what is measured: its failure is a result
         return {"problem": describe(error)}
-    count = result.checked if isinstance(result.checked, int) else len(result.checked)
-    names = [str(item) for item in result.missed]
-    return {"missed": names[:20], "misses": len(names), "checked": count, "seconds": time.perf_counter() - start}
+    return {
+        "missed": [str(found).splitlines() for found in result.missed[:20]],
+        "misses": len(result.missed),
+        "missed_axes": len(result.missed_axes),
+        "axes": result.axes,
+        "checked": result.checked,
+        "unexercised": len(result.unexercised),
+        "unreached": result.unreached,
+    }
 
 
 def describe(error: BaseException) -> str:

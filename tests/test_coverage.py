@@ -1,6 +1,7 @@
 """The judge of ``make coverage`` finds what is wrong, and the page says it."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,22 @@ def test_the_limit_says_how_many_factors_were_done() -> None:
     assert soundness(spec, model, (torch.randn(5, 3),), limit_s=0)["alone"][1] == 1
 
 
+def test_a_model_that_changes_when_it_runs_is_not_judged() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = mlp()
+            self.calls = [0.0]  # shared by no copy, and by no state dict
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls[0] += 1
+            result: Tensor = self.layers(x) + self.calls[0]
+            return result
+
+    with pytest.raises(RuntimeError, match="does not compute the same again"):
+        judged(Counts(), {f"layers.{name}": pattern for name, pattern in RIGHT.items()})
+
+
 def test_randomise_leaves_nothing_that_hides_a_wrong_permutation() -> None:
     model = nn.Sequential(nn.Conv2d(2, 6, 1), nn.BatchNorm2d(6), nn.Linear(4, 4))
     nn.init.zeros_(model[2].weight)
@@ -135,10 +152,11 @@ def test_the_page_judges_other_tools_alike() -> None:
     text = write(
         [
             traced(suite="torchvision"),
+            traced(suite="modules"),  # of the same name: it was not shown to the others
             traced(suite="torchvision", name="bn"),
             traced(suite="torchvision", name="less"),
             traced(suite="torchvision", name="broken"),
-            record(name="net", **peer | {"tool": "rebasin"}) | peer | {"error": 1e-15, "log10_order": 4.6},
+            record(name="net") | peer | {"error": 1e-15, "log10_order": 4.6},
             record(name="bn") | peer | {"error": 0.4, "error_batch_statistics": 1e-15, "log10_order": 4.6},
             record(name="less") | peer | {"error": 1e-15, "log10_order": 1.0},
             record(name="broken") | peer | {"status": "crash", "problem": "KeyError: 3"},
@@ -177,3 +195,49 @@ def test_a_convolution_is_permuted_on_the_axis_that_is_pruned() -> None:
         assert [(tensor.ndim, axis) for tensor, axis, _ in out] == [(4, outer), (1, 0)]
         (inner,) = carried(Graph(), Dep(conv, "in"), order)
         assert inner[1] == 1 - outer
+
+
+ZOO = """
+import os
+from collections import namedtuple
+
+Entry = namedtuple("Entry", "name builder example_inputs_fn call_fn")
+SUITES = ("modules",)
+
+def iter_models(suite):
+    yield Entry("net", net, inputs, None)
+    yield Entry("dies", lambda: os._exit(3), inputs, None)
+
+def net():
+    from torch import nn
+    return nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+
+def inputs():
+    import torch
+    return (torch.randn(5, 3),)
+
+def get(suite, name):
+    return next(entry for entry in iter_models(suite) if entry.name == name)
+
+def as_module(model, call):
+    return model.eval()
+"""
+
+
+def test_the_command_measures_writes_and_resumes(tmp_path: Path) -> None:
+    zoo, cache, out = tmp_path / "zoo", tmp_path / "cache", tmp_path / "page.md"
+    zoo.mkdir()
+    (zoo / "zoo.py").write_text(ZOO)
+    (zoo / "reference.json").write_text('{"net": 4.6}')
+    command = [sys.executable, str(TEMPLATE.with_suffix(".py")), "--zoo", zoo, "--cache", cache, "--out", out]
+
+    def run() -> dict[str, int]:
+        subprocess.run(list(map(str, command)), check=True, capture_output=True)
+        return {file.name: file.stat().st_mtime_ns for file in cache.rglob("*.json")}
+
+    made = run()
+    assert made.keys() == {"modules.net.autoperm.json", "modules.dies.autoperm.json"}
+    assert run() == made, "what is in the cache was measured again"
+    text = out.read_text()
+    assert "| `net` | yes | 50 |" in text
+    assert "* `dies`: crash. `exit status 3`" in text
