@@ -18,6 +18,7 @@ from .align import align as align
 from .discover import discover as discover
 from .errors import AutopermError as AutopermError
 from .evaluate import Evaluator as Evaluator
+from .explain import Explanation as Explanation
 from .interpolate import Curve as Curve
 from .interpolate import interpolate as interpolate
 from .matching import Match as Match

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from .copies import copy_model
 from .discover import infer
-from .equivalence import difference, in_float64, in_native_precision, outputs
-from .errors import EquivalenceError, TraceError
+from .equivalence import Reference
+from .errors import EquivalenceError
 from .inputs import resolve_inputs
 from .matching import Match, Matcher, get_matcher
 from .permutation import Permutation
@@ -138,24 +138,9 @@ def _compare(model: nn.Module, aligned: nn.Module, args: tuple[Any, ...], kwargs
     Raises:
         EquivalenceError: if it is more than rounding.
     """
-    tolerance = 1e-6
-
-    def run(m: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
-        with torch.random.fork_rng(devices=[]):  # a model that draws random numbers draws the same twice
-            torch.manual_seed(0)
-            return outputs(m, args, kwargs)
-
-    try:
-        doubles = in_float64(args), in_float64(kwargs)
-        expected = run(copy_model(model).double(), *doubles)
-        found = run(copy_model(aligned).double(), *doubles)
-    except Exception as problem:  # anything that the user's forward may raise
-        tolerance = in_native_precision(model, problem)
-        expected, found = run(copy_model(model), args, kwargs), run(copy_model(aligned), args, kwargs)
-    error = difference(expected, found)
-    if not expected:
-        raise TraceError("the model returns no floating-point tensor, so there is nothing to compare; pass check=False")
-    if not error <= tolerance:
+    reference = Reference.of(model, args, kwargs, 1e-6)
+    error = reference.error(copy_model(aligned))
+    if not error <= reference.tolerance:
         raise EquivalenceError(
             f"the aligned model does not compute what model B computes: outputs differ by {error:.2g} of their size.\n"
             "  If A and B were built with different options (heads, activations), align the other way round or pass a "

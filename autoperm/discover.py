@@ -8,7 +8,7 @@ reaches back through the union-find. Model inputs and outputs are pinned. Then f
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from . import rules
 from .axes import broadcast
+from .boundary import draws_random_numbers, reads_what_it_draws_from
 from .errors import SignatureError
 from .graph import Call, Graph, Value, Where
 from .inputs import resolve_inputs
@@ -25,7 +26,7 @@ from .signature import parse
 from .spec import PermutationSpec
 from .terms import Misfit, Pin, Term, constant, factor, pin
 from .trace import trace
-from .write import write_spec
+from .write import conclude
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,17 @@ def infer(graph: Graph) -> PermutationSpec:
             gc.enable()
 
 
+def infer_call(call: Call) -> Mapping[Value, Axes]:
+    """Find what one operation says of the axes of its operands and results, if nothing else is known of them."""
+    alone = _Discovery(Graph([], {}, [], []))
+    for value in call.operands():
+        if value.kind != "constant":
+            alone.terms[value] = fresh(value.shape, None)
+    alone.call = call
+    alone._apply(call)
+    return alone.terms
+
+
 class _Discovery:
     """The state of one discovery; also the context that shape rules see."""
 
@@ -117,7 +129,7 @@ class _Discovery:
         self.call = None
         for value in self.graph.outputs:
             self._pin_value(value, Pin("model output"))
-        return write_spec(self.graph, self.tensors, self.unknown)
+        return conclude(self.graph, self.tensors, self.terms, self.unknown).spec()
 
     def _pin_value(self, value: Value, why: Pin) -> None:
         for term in self.axes(value):
@@ -166,6 +178,9 @@ class _Discovery:
         results = [value for value in call.results if value is not None]
         if not results:
             return
+        if draws_random_numbers(call):
+            self._draw(call, results)
+            return
         try:
             found = self._results(call)
         except (SignatureError, Misfit) as error:
@@ -198,10 +213,18 @@ class _Discovery:
             return [broadcast(operands)] if operands else [[constant(n) for n in self.result.shape]]
         return None
 
+    def _draw(self, call: Call, results: Sequence[Value]) -> None:
+        """Random numbers come in an order: each place of the result, and of what it is drawn from, has its own."""
+        why = Pin("random numbers are drawn in order", call)
+        for value in call.operands() if reads_what_it_draws_from(call) else ():
+            self._pin_value(value, why)
+        for value in results:
+            self._define(value, fresh(value.shape, why))
+
     def _give_up(self, call: Call, problem: str) -> None:
         """Pin all that an operation touches, and say so if a parameter reaches it."""
         name = rules.op_name(call.op)
-        why = Pin("its rule does not fit" if problem else "no rule", call)
+        why = Pin("its rule does not fit" if problem else "no rule", call, gap=True)
         operands = list(dict.fromkeys(call.operands()))
         for value in operands:
             for term in self.axes(value):

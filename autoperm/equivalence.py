@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,33 +11,22 @@ from torch import Tensor, nn
 
 from .copies import copy_model
 from .errors import EquivalenceError, TraceError
-from .evaluate import evaluating
+from .evaluate import device_of, evaluating
 from .permutation import Permutation
 from .spec import PermutationSpec
+from .structure import tensors_in
 
 
 def outputs(model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:
     """Return the floating-point tensors that a model computes in evaluation mode, in a fixed order.
 
-    The model's mode is restored; gradients are not recorded.
+    The model's mode is restored; gradients are not recorded. What the model draws at random, it draws from one seed.
     """
-    with evaluating(model), torch.no_grad():
+    device = device_of(model)
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(0)
         result = model(*inputs, **(kwargs or {}))
-    return [tensor for tensor in _tensors(result) if tensor.is_floating_point() or tensor.is_complex()]
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, (list, tuple)):
-        for item in value:
-            yield from _tensors(item)
-    elif hasattr(value, "__dataclass_fields__"):
-        for name in value.__dataclass_fields__:
-            yield from _tensors(getattr(value, name))
+    return [tensor for tensor in tensors_in(result) if tensor.is_floating_point() or tensor.is_complex()]
 
 
 def in_float64(value: Any) -> Any:
@@ -48,6 +38,48 @@ def in_float64(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return type(value)(in_float64(item) for item in value)
     return value
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a model computes, to compare other models with: in float64, or in its own precision if that does not run.
+
+    Attributes:
+        model: a copy of the model in that precision.
+        tolerance: the difference, relative to the largest output, that rounding may make.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    outputs: list[Tensor]
+    tolerance: float
+
+    @classmethod
+    def of(cls, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], tolerance: float) -> Reference:
+        """Run a model on inputs.
+
+        Raises:
+            TraceError: if it does not run, or returns nothing to compare.
+        """
+        # A call may change the model (a counter, a cache), so each is made on a copy of its own.
+        exact = copy_model(model).double()
+        try:
+            given, named = in_float64(tuple(args)), in_float64(dict(kwargs))
+            found = outputs(copy_model(exact), given, named)
+        except Exception as error:  # anything that the user's forward may raise
+            tolerance = max(tolerance, in_native_precision(model, error))
+            exact, given, named = model, tuple(args), dict(kwargs)
+            found = outputs(copy_model(exact), given, named)
+        if not found:
+            raise TraceError("the model returns no floating-point tensor, so there is nothing to compare")
+        return cls(exact, given, named, found, tolerance)
+
+    def error(self, other: nn.Module) -> float:
+        """Return the relative difference of another model's outputs; that model is a copy, which may change."""
+        kinds = {parameter.dtype for parameter in self.model.parameters() if parameter.is_floating_point()}
+        other = other.double() if kinds == {torch.float64} else other
+        return difference(self.outputs, outputs(other, self.args, self.kwargs))
 
 
 def in_native_precision(model: nn.Module, error: Exception) -> float:
@@ -68,6 +100,8 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Return the largest difference of two lists of outputs, relative to the largest value in each."""
     worst = 0.0
     for x, y in zip(a, b, strict=True):
+        if x.shape != y.shape:  # the path that depends on data was another
+            return float("inf")
         if x.numel() == 0:
             continue
         finite = x.isfinite()
@@ -82,36 +116,26 @@ def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
 def verify(
     spec: PermutationSpec,
     model: nn.Module,
-    inputs: Sequence[Any],
+    inputs: Sequence[Any] | Mapping[str, Any],
     *,
     draws: int,
     tolerance: float,
     generator: torch.Generator | int | None,
 ) -> float:
     """See :meth:`autoperm.PermutationSpec.verify`."""
-    native, inputs = model, tuple(inputs)
-    model = copy_model(native).double()
-    try:
-        # A call may change the model (a counter, a cache), so each is made on a copy of its own.
-        reference = outputs(copy_model(model), in_float64(inputs))
-        inputs = in_float64(inputs)
-    except Exception as error:  # anything that the user's forward may raise
-        tolerance = max(tolerance, in_native_precision(native, error))
-        model = native
-        reference = outputs(copy_model(model), inputs)
-    if not reference:
-        raise TraceError("the model returns no floating-point tensor, so there is nothing to compare")
+    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+    reference = Reference.of(model, args, kwargs, tolerance)
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
     worst = 0.0
     # A random permutation of few units is often the identity, so first comes one that moves every unit.
     elements = [_shift(spec, *(factor.name for factor in spec.free)), *(spec.random(generator) for _ in range(draws))]
     for permutation in elements:
-        worst = max(worst, difference(reference, outputs(permutation.apply(model), inputs)))
-        if not worst <= tolerance:
+        worst = max(worst, reference.error(permutation.apply(reference.model)))
+        if not worst <= reference.tolerance:
             raise EquivalenceError(
-                f"a random group element changes the outputs by {worst:.2g} of their size (allowed: {tolerance:.0g}).\n"
-                f"  {_culprits(spec, model, inputs, reference, tolerance)}"
+                f"a random group element changes the outputs by {worst:.2g} of their size (allowed: "
+                f"{reference.tolerance:.0g}).\n  {_culprits(spec, reference)}"
             )
     return worst
 
@@ -121,16 +145,14 @@ def _shift(spec: PermutationSpec, *names: str) -> Permutation:
     return Permutation(spec, {name: spec.identity()[name].roll(1, -1) for name in names})
 
 
-def _culprits(
-    spec: PermutationSpec, model: nn.Module, inputs: Sequence[Any], reference: Sequence[Tensor], tolerance: float
-) -> str:
+def _culprits(spec: PermutationSpec, reference: Reference) -> str:
     """Say which factors are wrong by themselves."""
     wrong = [
         factor.name
         for factor in spec.free
-        if not difference(reference, outputs(_shift(spec, factor.name).apply(model), inputs)) <= tolerance
+        if not reference.error(_shift(spec, factor.name).apply(reference.model)) <= reference.tolerance
     ]
     if not wrong:
-        return "No factor does so alone. Does the model draw random numbers, or is float64 not enough?"
+        return "No factor does so alone. Does its path change with them, or is float64 not enough?"
     axes = "; ".join(f"{n} on {', '.join(f'{t} axis {a}' for t, a in spec.carriers[n][:4])}" for n in wrong[:5])
     return f"Factors that do so alone: {axes}. If a rule of yours is on their way, check it; else please report this."

@@ -35,7 +35,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from .explain import Explanation
     from .permutation import Permutation
+    from .write import Inference
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class PermutationSpec:
         reasons: for each tensor, for each axis, why it (or a part of it) is pinned; empty where all is free.
         unknown: operations that no rule knew, each with the code that would add one.
         notes: what else there is to know of how the specification was found: sentences.
+        inference: what discovery ended with, from which :meth:`explain` explains; None for a specification that was
+            written by hand or read from a file.
 
     Example:
         >>> spec = PermutationSpec.from_patterns(
@@ -84,6 +88,7 @@ class PermutationSpec:
     reasons: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]], compare=False)
     unknown: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    inference: Inference | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that patterns, shapes and factors fit each other.
@@ -110,6 +115,10 @@ class PermutationSpec:
                 known = self.size(term)
                 if known not in (None, size):
                     raise SpecError(f"{text}: axis {axis} is {term} of length {known}, the tensor's is {size}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the inference behind: it has the whole traced graph in it."""
+        return {**self.__dict__, "inference": None}
 
     # --- reading
 
@@ -193,7 +202,7 @@ class PermutationSpec:
     def verify(
         self,
         model: nn.Module,
-        inputs: Sequence[Any],
+        inputs: Sequence[Any] | Mapping[str, Any],
         *,
         draws: int = 2,
         tolerance: float = 1e-6,
@@ -205,7 +214,8 @@ class PermutationSpec:
 
         Args:
             model: a model that the specification is for; it is not changed.
-            inputs: positional inputs; floating-point ones are cast to float64.
+            inputs: positional inputs, or inputs by name; floating-point ones are cast to float64. Where the model's
+                path depends on data (its ``notes`` say so), verify on several, one call for each.
             draws: how many group elements to draw.
             tolerance: largest allowed difference, relative to the largest output.
             generator: a generator or seed.
@@ -219,6 +229,37 @@ class PermutationSpec:
         from .equivalence import verify
 
         return verify(self, model, inputs, draws=draws, tolerance=tolerance, generator=generator)
+
+    def explain(self, tensor: str, axis: int, to: tuple[str, int] | None = None) -> Explanation:
+        """Say why an axis is pinned, or moves with others: the shortest chain of operations, with their source lines.
+
+        Args:
+            tensor: the name of a parameter or buffer.
+            axis: which of its axes.
+            to: another tensor and axis: why they move together. If left out, the nearest one that does.
+
+        Raises:
+            SpecError: if there is no such tensor or axis, if the two do not move together, or if the specification was
+                written by hand or read from a file.
+
+        Example:
+            >>> import autoperm
+            >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> print(autoperm.discover(net).explain("2.weight", 1))
+            2.weight[1] is a
+              factor a, 8 units: free, moves with 0.weight[0], 0.bias[0]
+                2.weight[1] = relu[1]  by aten.linear, in 2
+                relu[1] = linear[1]  by aten.relu, in 1
+                linear[1] = 0.weight[0]  by aten.linear, in 0
+            >>> print(autoperm.discover(net).explain("2.weight", 0))
+            2.weight[0] is _
+              2 units: pinned (a law of the model)
+                2.weight[0] = linear_1[1]  by aten.linear, in 2
+                linear_1[1]: model output
+        """
+        from .explain import explain
+
+        return explain(self, tensor, axis, to)
 
     def check(self, state: Mapping[str, Tensor], *, what: str = "the state dict") -> None:
         """Check that tensors fit the specification.

@@ -16,13 +16,20 @@ _ORDER = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Why a factor is pinned: in words, and the call that did it (None: a law of the notation itself)."""
+    """Why a factor is pinned.
+
+    Attributes:
+        reason: in words.
+        origin: the call that did it; None for what is not one call's doing.
+        gap: whether it is for lack of a rule or of a notation, not by a law of the model.
+    """
 
     reason: str
     origin: object = None
+    gap: bool = False
 
 
-MISFIT = Pin("two ways of cutting the axis do not fit each other")
+MISFIT = Pin("two ways of cutting the axis do not fit each other", gap=True)
 
 
 class Misfit(Exception):

@@ -1,5 +1,7 @@
 """A model, and example inputs, to a functional graph. The only file that knows ``torch.export``.
 
+What the exporter cannot take, because its Python looks at the values of tensors, is recorded: :mod:`autoperm.record`.
+
 ``export(...).run_decompositions({})`` gives the level that rules want: structured operations stay whole (``linear``,
 ``conv2d``, ``layer_norm``, ``scaled_dot_product_attention``, ``lstm``), and writes in place become functional ones
 (``slice_scatter``, ``copy``). A rule that ignored a write through a view would be unsound.
@@ -15,7 +17,6 @@ import logging
 import operator
 import re
 import warnings
-from collections import defaultdict
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr
 from typing import Any
@@ -25,9 +26,11 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 
+from .boundary import finish, model_values
 from .copies import copy_model
 from .errors import TraceError
 from .graph import Call, Graph, Value, Where
+from .record import record
 
 _FOLD_LIMIT = 1 << 22
 """Constants of more elements than this are not evaluated; their axes are pinned."""
@@ -44,8 +47,12 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
         args: positional example inputs.
         kwargs: example inputs by name.
 
+    Returns:
+        The graph. Its notes say where it stands for less than the whole model: a path that depends on data, random
+        numbers.
+
     Raises:
-        TraceError: if the model does not run on the inputs, or its control flow depends on data.
+        TraceError: if the model does not run on the inputs, or can be neither exported nor recorded.
 
     Example:
         >>> graph = trace(nn.Sequential(nn.Linear(3, 4), nn.ReLU()), (torch.zeros(2, 3),))
@@ -56,7 +63,11 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
         if isinstance(value, nn.Module):
             raise TraceError(f"example input {where!r} is a module; pass tensors")
     replica = copy_model(model, share_parameters=True).eval()
-    exported = _export(replica, tuple(args), dict(kwargs or {}))
+    positional, named = tuple(args), dict(kwargs or {})
+    try:
+        exported = _export(replica, positional, named)
+    except Exception as refusal:  # whatever the user's forward or the exporter may raise
+        return _record_instead(model, positional, named, refusal)
     return _read(exported, replica)
 
 
@@ -74,29 +85,65 @@ def quiet() -> Generator[None]:
 
 
 def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> ExportedProgram:
+    with torch.no_grad(), quiet():
+        exported: ExportedProgram = torch.export.export(model, args, kwargs, strict=False)
+        functional: ExportedProgram = exported.run_decompositions({})
+        return functional
+
+
+def _record_instead(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], refusal: Exception) -> Graph:
+    """Record a model that cannot be exported.
+
+    Raises:
+        TraceError: if that fails too; it says whether the inputs are at fault.
+    """
+    name, source, inputs = type(model).__name__, _user_line(refusal), describe_inputs(args, kwargs)
+    why = f"torch.export cannot take {name}: {_first_line(refusal)}" + (f", at {source}" if source else "")
+    if any(tensor.is_meta for tensor in (*model.parameters(), *model.buffers())):
+        if not _needs_values(refusal):
+            raise _unrunnable(name, inputs, refusal) from refusal
+        raise TraceError(
+            f"{why}\n  It could be recorded in one run, but its weights are on the meta device, without values\n"
+            f"  traced with: {inputs}\n  Give it weights: model.to_empty(device='cpu') and any initial values"
+        ) from refusal
     try:
-        with torch.no_grad(), quiet():
-            exported: ExportedProgram = torch.export.export(model, args, kwargs, strict=False)
-            functional: ExportedProgram = exported.run_decompositions({})
-            return functional
-    except Exception as error:  # whatever the user's forward or the exporter may raise
-        raise _explain(error, type(model).__name__, describe_inputs(args, kwargs)) from error
+        with quiet():
+            return record(model, args, kwargs, [f"{why}; it was recorded instead, in one run on the example inputs"])
+    except Exception as problem:  # whatever the user's forward may raise
+        failure = _failure(model, args, kwargs)
+        if failure is not None:
+            raise _unrunnable(name, inputs, failure) from failure
+        raise TraceError(
+            f"{name} can be neither exported nor recorded\n  {why}\n  recording: {problem}\n  traced with: {inputs}\n"
+            "  Pass a specification written by hand: autoperm.PermutationSpec.from_patterns({...})"
+        ) from problem
 
 
-def _explain(error: Exception, name: str, inputs: str) -> TraceError:
-    lines = str(error).strip().splitlines() or [""]
-    if re.search(r"data.?dependent|Could not guard|\.item\(\)|unbacked", str(error) + repr(type(error)), re.IGNORECASE):
-        source = _user_line(error)
-        return TraceError(
-            f"the control flow of {name} depends on the values of tensors, so one graph cannot stand for it"
-            + (f"\n  {source}" if source else "")
-            + f"\n  traced with: {inputs}\n  Write the branch without data (torch.where), or pass a specification "
-            f"written by hand: autoperm.PermutationSpec.from_patterns({{...}})\n  torch.export said: {lines[0]}"
-        )
+def _unrunnable(name: str, inputs: str, error: Exception) -> TraceError:
     return TraceError(
-        f"{name} does not run on the example inputs ({inputs})\n  {type(error).__name__}: {lines[0]}\n"
+        f"{name} does not run on the example inputs ({inputs})\n  {type(error).__name__}: {_first_line(error)}\n"
         "  Pass inputs that its forward accepts: example_inputs=(tensor, ...)"
     )
+
+
+def _needs_values(error: Exception) -> bool:
+    """Tell whether an error is about values that a tensor without data does not have."""
+    text = str(error) + repr(type(error))
+    return bool(re.search(r"data.?dependent|Could not guard|\.item\(\)|unbacked|meta tensors", text, re.IGNORECASE))
+
+
+def _failure(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception | None:
+    """Run a model as it is and return what it raises."""
+    try:
+        with torch.no_grad(), quiet():
+            copy_model(model).eval()(*args, **kwargs)
+    except Exception as error:  # whatever the user's forward may raise
+        return error
+    return None
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
 
 
 def describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
@@ -122,21 +169,7 @@ def _user_line(error: BaseException) -> str:
 
 
 def _read(exported: ExportedProgram, model: nn.Module) -> Graph:
-    originals = _originals(model)
-    # Names that share one tensor are one value.
-    first_name: dict[Any, str] = {}
-    values: dict[str, Value] = {}
-    for name, tensor in originals.items():
-        first = first_name.setdefault(_identity(tensor), name)
-        if first == name:
-            kind = "parameter" if isinstance(tensor, nn.Parameter) else "buffer"
-            if not (tensor.is_floating_point() or tensor.is_complex()):
-                kind = "constant"
-            data = tensor if kind == "constant" else None
-            values[name] = Value(name, tuple(tensor.shape), kind, data, fed=data is None)
-        else:
-            values[name] = values[first]
-
+    values = model_values(model)
     nodes: dict[str, Any] = {}
     inputs: list[Value] = []
     constants = {**exported.constants, **exported.state_dict}
@@ -161,7 +194,6 @@ def _read(exported: ExportedProgram, model: nn.Module) -> Graph:
             for spec, argument in zip(exported.graph_signature.output_specs, node.args[0], strict=True):
                 value = _resolve(argument, nodes)
                 if isinstance(value, Value) and spec.kind != OutputKind.LOSS_OUTPUT:
-                    value.used = True
                     outputs.append(value)
         elif node.op == "get_attr":
             nodes[node.name] = getattr(exported.graph_module, node.target, None)
@@ -172,52 +204,7 @@ def _read(exported: ExportedProgram, model: nn.Module) -> Graph:
             nodes[node.name] = result
             if call is not None:
                 calls.append(call)
-    for call in calls:
-        for operand in call.operands():
-            operand.used = True
-    state = [name for name in model.state_dict(keep_vars=True) if name in values]
-    order = state + [name for name in values if name not in set(state) and values[name].kind == "parameter"]
-    tensors = {name: values[name] for name in order if values[name].kind in ("parameter", "buffer")}
-    return Graph(calls, tensors, inputs, outputs, _overlapping(originals))
-
-
-def _originals(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers under every name, tied ones too."""
-    persistent = set(model.state_dict(keep_vars=True))
-    found: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    for name, buffer in model.named_buffers(remove_duplicate=False):
-        if name in persistent:
-            found[name] = buffer
-    return found
-
-
-def _identity(tensor: Tensor) -> Any:
-    """Equal for tensors that are the same memory read in the same way."""
-    if tensor.device.type == "meta" or tensor.numel() == 0:
-        return id(tensor)
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype
-
-
-def _overlapping(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of different tensors whose ranges in one storage overlap."""
-    ranges: dict[int, list[tuple[int, int, str]]] = defaultdict(list)
-    seen: set[Any] = set()
-    for name, tensor in tensors.items():
-        if tensor.device.type == "meta" or tensor.numel() == 0 or _identity(tensor) in seen:
-            continue
-        seen.add(_identity(tensor))
-        span = 1 + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
-        start = tensor.data_ptr()
-        ranges[tensor.untyped_storage().data_ptr()].append((start, start + span * tensor.element_size(), name))
-    found = set()
-    for group in ranges.values():
-        reach, owner = -1, ""
-        for start, stop, name in sorted(group):
-            if start < reach:
-                found |= {name, owner}
-            if stop > reach:
-                reach, owner = stop, name
-    return sorted(found)
+    return finish(model, values, calls, inputs, outputs)
 
 
 def _value(node: torch.fx.Node, kind: str) -> Any:
@@ -291,6 +278,6 @@ def _where(node: torch.fx.Node) -> Where:
     stack = node.meta.get("nn_module_stack") or {}
     path = next((str(path) for path, _ in reversed(list(stack.values()))), "")
     found = [match for match in _SOURCE.finditer(node.meta.get("stack_trace") or "")]
-    theirs = [match for match in found if "/torch/" not in match["file"]] or found
+    theirs = [match for match in found if "/torch/" not in match["file"]]
     source = f"{theirs[-1]['file']}:{theirs[-1]['line']}: {theirs[-1]['code']}" if theirs else ""
     return Where(path.removeprefix("L['self'].").removeprefix("L['self']"), source)

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from string import ascii_lowercase
 
 from .axes import collapse
@@ -22,17 +24,69 @@ from .signature import Term as Notation
 from .spec import Factor, PermutationSpec
 from .terms import CONSTANT, FAMILY, PRODUCT, SUM, Pin, Term, factor, find, has_family, parts_of, pin
 
+Tree = Term | tuple[str, list["Tree"]]
+"""A leaf term, or ("product" | "sum" | "turns" | "turn", children)."""
+
 
 class _CollapsedError(Exception):
     """A family could not be written and was collapsed; settle again and start over."""
 
 
-def write_spec(graph: Graph, tensors: Sequence[Sequence[Term]], unknown: Sequence[object]) -> PermutationSpec:
-    """Settle terms and write the patterns of a graph's tensors.
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """What discovery ends with, before it is put into patterns: specifications and explanations are read off it.
+
+    Attributes:
+        graph: the traced model.
+        terms: the terms of every value's axes.
+        trees: how the axes of the graph's tensors are written.
+        over: for each factor that may move, the factors it varies over.
+        merged: for each factor that is several neighbours which nothing tells apart, those neighbours.
+        unknown: operations that no rule knew.
+    """
+
+    graph: Graph
+    terms: Mapping[Value, Sequence[Term]]
+    trees: Mapping[Value, Sequence[Tree]]
+    over: Mapping[Term, Sequence[Term]]
+    merged: Mapping[Term, Sequence[Term]]
+    unknown: Sequence[object]
+
+    @cached_property
+    def factors(self) -> Mapping[Term, Factor]:
+        """The factors that have a name in the specification."""
+        return _name_factors(list(self.trees.values()), self.over, False)
+
+    def spec(self, *, name_pinned: bool = False) -> PermutationSpec:
+        """Write the patterns of the graph's tensors.
+
+        Args:
+            name_pinned: name every factor, the pinned ones too, so that it can be seen which axes are pinned together.
+        """
+        factors = _name_factors(list(self.trees.values()), self.over, True) if name_pinned else self.factors
+        tensors = self.graph.tensors.items()
+        first = {value: name for name, value in reversed(tensors)}
+        return PermutationSpec(
+            patterns={name: tuple(_notation(tree, factors) for tree in self.trees[value]) for name, value in tensors},
+            shapes={name: value.shape for name, value in tensors},
+            factors={factor.name: factor for factor in sorted(factors.values(), key=lambda factor: len(factor.over))},
+            tied={name: first[value] for name, value in tensors if first[value] != name},
+            reasons={name: tuple(map(_reason, self.trees[value])) for name, value in tensors},
+            unknown=tuple(map(str, self.unknown)),
+            notes=tuple(self.graph.notes),
+            inference=self,
+        )
+
+
+def conclude(
+    graph: Graph, tensors: Sequence[Sequence[Term]], terms: Mapping[Value, Sequence[Term]], unknown: Sequence[object]
+) -> Inference:
+    """Settle terms, and see how the axes of a graph's tensors are written.
 
     Args:
         graph: the traced model.
         tensors: the terms of every tensor, those of the graph's own tensors first and in their order.
+        terms: the terms of every value.
         unknown: operations that no rule knew.
     """
     values = list(dict.fromkeys(graph.tensors.values()))
@@ -41,18 +95,7 @@ def write_spec(graph: Graph, tensors: Sequence[Sequence[Term]], unknown: Sequenc
     merges = _neighbours(settled, written.values())
     trees = {value: [_merged_tree(tree, merges) for tree in axes] for value, axes in written.items()}
     over = varies_over([_merge(cell, merges) for cell in settled])
-    factors = _name_factors(list(trees.values()), over)
-    first = {value: name for name, value in reversed(graph.tensors.items())}
-    tensors_of = graph.tensors.items()
-    return PermutationSpec(
-        patterns={name: tuple(_notation(tree, factors) for tree in trees[value]) for name, value in tensors_of},
-        shapes={name: value.shape for name, value in tensors_of},
-        factors={factor.name: factor for factor in sorted(factors.values(), key=lambda factor: len(factor.over))},
-        tied={name: first[value] for name, value in tensors_of if first[value] != name},
-        reasons={name: tuple(map(_reason, trees[value])) for name, value in tensors_of},
-        unknown=tuple(map(str, unknown)),
-        notes=tuple(graph.notes),
-    )
+    return Inference(graph, terms, trees, over, _merged(merges), unknown)
 
 
 def _settle_and_write(
@@ -69,14 +112,16 @@ def _settle_and_write(
             return all_cells(tensors, len(values)), written
 
 
-def _name_factors(tensors: Sequence[Sequence[Tree]], over: Mapping[Term, Sequence[Term]]) -> dict[Term, Factor]:
-    """Name every factor that may move, and every pinned one that another varies over."""
+def _name_factors(
+    tensors: Sequence[Sequence[Tree]], over: Mapping[Term, Sequence[Term]], name_pinned: bool
+) -> dict[Term, Factor]:
+    """Name every factor that may move, and every pinned one that another varies over, or all."""
     indices = {axis for axes in over.values() for axis in axes}
     names: dict[Term, str] = {}
     for trees in tensors:
         for tree in trees:
-            for leaf in _leaves(tree):
-                if leaf not in names and leaf.size > 1 and (leaf.pin is None or leaf in indices):
+            for leaf in leaves(tree):
+                if leaf not in names and leaf.size > 1 and (leaf.pin is None or leaf in indices or name_pinned):
                     names[leaf] = _letters(len(names))
     return {
         leaf: Factor(
@@ -99,9 +144,7 @@ def _pin_unused(cells: Mapping[Cell, bool]) -> None:
                     pin(term, Pin("the traced path never uses this part"))
 
 
-# --- a tree: a leaf term, or ("product" | "sum" | "turns" | "turn", children)
-
-Tree = Term | tuple[str, list["Tree"]]
+# --- trees
 
 
 def _tree(terms: list[Term]) -> Tree:
@@ -158,12 +201,13 @@ def _at(term: Term, part: Term) -> Term:
     return term
 
 
-def _leaves(tree: Tree) -> Iterator[Term]:
+def leaves(tree: Tree) -> Iterator[Term]:
+    """Yield the factors of a tree, left to right."""
     if isinstance(tree, Term):
         yield tree
     else:
         for child in tree[1]:
-            yield from _leaves(child)
+            yield from leaves(child)
 
 
 # --- neighbours that nothing tells apart
@@ -217,6 +261,16 @@ def _neighbours(cells: Iterable[Cell], trees: Iterable[list[Tree]]) -> dict[Term
     return {left: (right, factor(width(left))) for left, right in right_of.items()}
 
 
+def _merged(merges: Mapping[Term, tuple[Term, Term]]) -> dict[Term, list[Term]]:
+    """For each factor that neighbours become, those neighbours."""
+    found: dict[Term, list[Term]] = {}
+    for left, (right, whole) in merges.items():
+        found[whole] = [left, right]
+        while found[whole][-1] in merges:
+            found[whole].append(merges[found[whole][-1]][0])
+    return found
+
+
 def _merge(cell: Cell, merges: Mapping[Term, tuple[Term, Term]]) -> Cell:
     """Put merged factors into a cell, in the axis of the left one of each pair."""
     row: list[tuple[int, Term]] = []
@@ -266,7 +320,7 @@ def _notation(tree: Tree, found: Mapping[Term, Factor], *, inside: bool = False)
             return Name(found[tree].name)
         return Pinned(tree.size) if inside or tree.size == 1 else Pinned()
     kind, children = tree
-    if kind != "turn" and all(leaf not in found for leaf in _leaves(tree)):
+    if kind != "turn" and all(leaf not in found for leaf in leaves(tree)):
         return Pinned(_size(tree)) if inside else Pinned()
     if kind == "turns":
         return Interleaving(tuple(_notation(child, found, inside=True) for child in children))
@@ -302,7 +356,7 @@ def _size(tree: Tree) -> int:
 
 def _reason(tree: Tree) -> str:
     """Why an axis, or a part of it, is pinned."""
-    for leaf in _leaves(tree):
+    for leaf in leaves(tree):
         if leaf.pin is not None and leaf.size > 1 and leaf.kind != CONSTANT:
             return describe_pin(leaf.pin)
     return ""

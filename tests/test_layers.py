@@ -15,19 +15,24 @@ ROOT = Path(autoperm.__file__).parent
 # A module may import from the layers above its own, and a package (rules, matching) from itself.
 LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
-    {"signature", "cutting", "state", "evaluate", "copies"},
-    {"axes", "spec", "merge", "renormalize", "trace"},
+    {"signature", "cutting", "state", "evaluate", "copies", "boundary", "aliases", "structure"},
+    {"axes", "spec", "merge", "renormalize"},
     {"by_hand"},
-    {"presence", "layout", "report", "inputs", "rules", "interpolate", "interchange", "rails"},
-    {"permutation", "plot"},
+    {"presence", "layout", "report", "rules", "interpolate", "interchange", "rails"},
+    {"permutation", "plot", "tape", "schema"},
+    {"record"},
+    {"trace"},
+    {"inputs"},
     {"equivalence", "matching", "write"},
     {"discover"},
-    {"align"},
+    {"align", "explain"},
     {"__init__"},
 ]
 
 # Methods of a specification that hand over to a later layer import it when they are called.
-LATE = {("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report", "plot")}
+LATE = {
+    ("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report", "explain", "plot")
+}
 
 TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 
@@ -36,13 +41,16 @@ RIGHT_OF_THE_WAIST = [
     "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "merge",
     "renormalize", "interpolate", "plot",
 ]  # fmt: skip
-LEFT_OF_THE_WAIST = {"graph", "trace", "terms", "cutting", "axes", "presence", "rules", "write", "discover", "inputs"}
+LEFT_OF_THE_WAIST = {
+    "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence",
+    "rules", "write", "discover", "inputs",
+}  # fmt: skip
 
 DOORS = {
     "torch.export": {"trace"},
     "matplotlib": {"plot", "spec"},  # spec names types only
     "scipy": {"matching.assignment"},
-    "networkx": {"matching.blocks"},
+    "networkx": {"matching.blocks", "explain"},
 }
 
 

@@ -15,7 +15,7 @@ from .shape import SHAPE_RULES
 from .table import SIGNATURES
 from .text import Row
 
-__all__ = ["SIGNATURES", "Row", "Rule", "is_pointwise", "op_name", "register", "rule_for", "signature_for"]
+__all__ = ["SIGNATURES", "Row", "Rule", "has_rule", "is_pointwise", "op_name", "register", "rule_for", "signature_for"]
 
 SIGNATURES.update(CELL_SIGNATURES)
 _RULES: dict[str, Rule] = {**SHAPE_RULES, **RECURRENT_RULES}
@@ -61,6 +61,11 @@ def signature_for(op: object) -> Row | None:
 def rule_for(op: object) -> Rule | None:
     """Return the rule on terms for an operation, if there is one."""
     return _RULES.get(op_name(op))
+
+
+def has_rule(op: object) -> bool:
+    """Tell whether anything is known of an operation."""
+    return op_name(op) in SIGNATURES or op_name(op) in _RULES or is_pointwise(op)
 
 
 def register(op: Callable[..., Any] | str, row: Row, *, override: bool = False) -> None:

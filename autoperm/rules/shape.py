@@ -8,7 +8,7 @@ from typing import Any
 from ..axes import broadcast, concatenate, regroup
 from ..cutting import cut, restrict
 from ..graph import Value
-from ..terms import MISFIT, Misfit, Term, constant, factor, is_pinned, pin, product
+from ..terms import MISFIT, Misfit, Term, constant, factor, factors, is_pinned, pin, product
 from .context import Axes, Context, Rule
 
 
@@ -16,6 +16,7 @@ def _view(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
     """Axes whose sizes multiply to the same number, taken from the left, are the same axes cut differently."""
     source, target = ctx.axes(self), list(ctx.result.shape)
     found: Axes = []
+    inside: Axes = []
     i = j = 0
     while i < len(source) or j < len(target):
         inputs: Axes = []
@@ -36,6 +37,7 @@ def _view(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
                 i += 1
         if len(inputs) == len(outputs) == 1:
             found += inputs
+            inside += inputs
             continue
         try:
             found += regroup(inputs, outputs)
@@ -43,6 +45,10 @@ def _view(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
             for term in inputs:
                 pin(term, MISFIT)
             found += [factor(size, MISFIT) for size in outputs]
+        else:
+            inside += [part for term in inputs for part in factors(term)]
+    # Of two copies of an axis, a factor may stand beside one before and beside the other after: here it stands alone.
+    ctx.relate(inside)
     return found
 
 

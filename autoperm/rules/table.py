@@ -134,6 +134,20 @@ def _index_put(
     return f"{', '.join(map(' '.join, operands))} -> {' '.join(axes)}"
 
 
+def _all_ordered(*operands: Value) -> str:
+    """What reads every place of its operands in their order, and makes something in an order of its own."""
+    return f"{', '.join(' '.join('_' * value.ndim) for value in operands)} -> _"
+
+
+def _nonzero(input: Value) -> str:
+    return f"{_all_ordered(input)} _"
+
+
+def _masked_scatter(input: Value, mask: Value, source: Value) -> str:
+    ndim = max(input.ndim, mask.ndim)
+    return f"{_all_ordered(input, mask, source)}{' _' * (ndim - 1)}"
+
+
 def _embedding_bag(
     weight: Value,
     indices: Value,
@@ -197,6 +211,10 @@ SIGNATURES: dict[str, Row] = {
     "aten.index_add": _index_add,
     "aten.index_select": _index_select,
     "aten.gather": _gather,
+    # places that values decide
+    "aten.nonzero": _nonzero,
+    "aten.masked_select": _all_ordered,
+    "aten.masked_scatter": _masked_scatter,
     # gates
     "aten.prelu": _prelu,
     "aten.glu": _glu,
