@@ -17,7 +17,8 @@ LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
     {"signature", "cutting", "state", "evaluate", "copies", "boundary", "aliases", "structure"},
     {"axes", "spec", "merge", "renormalize"},
-    {"presence", "layout", "report", "rules", "interpolate"},
+    {"by_hand"},
+    {"presence", "layout", "report", "rules", "interpolate", "interchange", "rails"},
     {"permutation", "plot", "tape", "schema"},
     {"record"},
     {"trace"},
@@ -29,22 +30,25 @@ LAYERS: list[set[str]] = [
 ]
 
 # Methods of a specification that hand over to a later layer import it when they are called.
-LATE = {("spec", "permutation"), ("spec", "equivalence"), ("spec", "report"), ("spec", "explain")}
+LATE = {
+    ("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report", "plot", "explain")
+}
 
 TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
-    "spec", "permutation", "layout", "equivalence", "report", "matching", "merge", "renormalize", "interpolate", "plot",
+    "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "merge",
+    "renormalize", "interpolate", "plot",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
-    "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence", "rules", "write",
-    "discover", "inputs",
+    "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence", "rules",
+    "write", "discover", "inputs",
 }  # fmt: skip
 
 DOORS = {
     "torch.export": {"trace"},
-    "matplotlib": {"plot"},
+    "matplotlib": {"plot", "spec"},  # spec names types only
     "scipy": {"matching.assignment"},
     "networkx": {"matching.blocks", "explain"},
 }
