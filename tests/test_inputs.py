@@ -210,7 +210,7 @@ def test_the_error_lists_what_was_tried_and_what_to_pass() -> None:
     assert "no example inputs were found that Picky runs on" in message
     assert "float32[2, 6]: RuntimeError" in message
     assert "float32[2, 5, 6]" in message
-    assert "example_inputs=(tensor, ...)" in message
+    assert "forward takes: example_inputs=(x,) or example_inputs={'x': x}" in message
 
 
 def test_a_model_with_nothing_to_go_by() -> None:

@@ -30,7 +30,7 @@ class Scale:
         return 250 * self.length
 
 
-SCALES = [Scale(LENGTHS[min(i, 7)], side) for i, side in enumerate(SIDES[:8])]
+SCALES = [Scale(length, side) for length, side in zip(LENGTHS[:8], SIDES[:8], strict=True)]
 
 Maker = Callable[[Facts, Scale], list[Sketch]]
 
@@ -129,6 +129,10 @@ def _latents(facts: Facts, scale: Scale) -> list[Sketch]:
     ]
 
 
+def _moment(facts: Facts, scale: Scale) -> list[Sketch]:
+    return [Sketch((BATCH,), "indices", 1000), Sketch((BATCH, 1), "uniform")]
+
+
 def _states(*names: str, length: int = 8) -> Maker:
     def make(facts: Facts, scale: Scale) -> list[Sketch]:
         size = facts.number(*names)
@@ -203,8 +207,10 @@ CUSTOMS: dict[str, Maker] = {
     # diffusion
     "sample": _latents,
     "hidden_states": _latents,
-    "timestep": lambda facts, scale: [Sketch((BATCH,), "indices", 1000)],
-    "timesteps": lambda facts, scale: [Sketch((BATCH, scale.length), "range"), Sketch((BATCH,), "indices", 1000)],
+    "timestep": _moment,
+    "t": _moment,
+    "time": _moment,
+    "timesteps": lambda facts, scale: [Sketch((BATCH, scale.length), "range"), *_moment(facts, scale)],
     "encoder_hidden_states": _states(
         "cross_attention_dim", "encoder_hid_dim", "joint_attention_dim", "caption_channels", "text_embed_dim"
     ),
@@ -219,6 +225,8 @@ CUSTOMS: dict[str, Maker] = {
     "past_observed_mask": _series(kind="mask"),
     "future_values": _series(kind="values", future=True),
     "future_time_features": _series(kind="features", future=True),
+    # graphs
+    "edge_index": lambda facts, scale: [Sketch((2, 4 * BATCH), "indices", BATCH)],
     # decisions
     "states": _episode(1, "state_dim"),
     "actions": _episode(1, "act_dim"),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any
 
@@ -24,9 +24,9 @@ from ..errors import TraceError
 from ..trace import describe_inputs
 from .customs import CUSTOMS, MAIN, SCALES, Scale
 from .facts import Facts
-from .layers import BATCH, accepted, resized
+from .layers import BATCH, accepted, reshaped
 from .sketch import Sketch
-from .trial import Fault, Rehearsal, Trial
+from .trial import Feed, Rehearsal, Trial
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Candidate = dict[str, Any]
@@ -34,7 +34,7 @@ Candidate = dict[str, Any]
 
 _MOST_TRIALS = 160
 _MOST_MENDS = 24
-_MOST_REAL_TRIALS = 12
+_MOST_REAL_TRIALS = 4
 
 
 def find_inputs(model: nn.Module) -> Inputs:
@@ -70,12 +70,15 @@ class _Search:
         self.facts = Facts(self.model)
         self.scale = SCALES[0]
         self.tried: dict[str, str] = {}
-        self.first: list[Inputs] = []
+        self.seen: set[Any] = set()
+        self.real_trials = _MOST_REAL_TRIALS
+        self.batch = BATCH
         floating = (tensor for tensor in self.model.parameters() if tensor.is_floating_point())
         self.like = next(floating, torch.empty(0))
         kinds = inspect.Parameter
         parameters = inspect.signature(self.model.forward).parameters.values()
         self.optional = {p.name for p in parameters if p.default is not kinds.empty or p.kind is kinds.KEYWORD_ONLY}
+        self.empty = [p.name for p in parameters if p.default is None]
         self.open = any(p.kind is kinds.VAR_KEYWORD for p in parameters)
         variadic = (kinds.VAR_KEYWORD, kinds.VAR_POSITIONAL)
         self.required = [p.name for p in parameters if p.kind not in variadic and p.default is kinds.empty]
@@ -84,29 +87,26 @@ class _Search:
             self.required = [next(p.name for p in parameters if p.kind is kinds.VAR_POSITIONAL)]
 
     def run(self) -> Inputs:
-        for candidate in self._starts():
-            found = self._mend(candidate)
-            if found is not None:
-                return self._draw(self._fill(*found))
-            if len(self.tried) >= _MOST_TRIALS:
-                break
-        real = self._for_real()
-        if real is not None:
-            return real
+        for self.batch in (BATCH, 1):  # some models take one example at a time
+            for candidate in self._starts():
+                found = self._mend(candidate)
+                if found is not None:
+                    return self._draw(self._fill(*found))
+                if len(self.seen) >= _MOST_TRIALS:
+                    break
+        raise TraceError(self._report())
+
+    def _report(self) -> str:
         lines = [f"  {what}: {problem}" for what, problem in self.tried.items()]
         more = [f"  ... and {len(lines) - 12} more"] if len(lines) > 12 else []
         listing = "\n".join(lines[:12] + more) or "  nothing: it has no layer whose inputs can be guessed"
-        raise TraceError(
+        names = self.required or ["x"]
+        some = f"{names[0]}," if len(names) == 1 else ", ".join(names)
+        by_name = ", ".join(f"{name!r}: {name}" for name in names)
+        return (
             f"no example inputs were found that {self.name} runs on. Tried:\n{listing}\n"
-            "Pass them: example_inputs=(tensor, ...) or example_inputs={'name': tensor, ...}"
+            f"Pass what its forward takes: example_inputs=({some}) or example_inputs={{{by_name}}}"
         )
-
-    def _for_real(self) -> Inputs | None:
-        """Run what was tried first with its values: some operations, and some models, take no fake tensors."""
-        for args, kwargs in self.first if self.rehearsal.has_values else ():
-            if self.rehearsal.run(args, kwargs, real=True).error is None:
-                return args, kwargs
-        return None
 
     # --- where to begin
 
@@ -166,12 +166,13 @@ class _Search:
 
     def _choices(self, name: str, scale: Scale) -> list[Sketch]:
         made = CUSTOMS[name](self.facts, scale) if name in CUSTOMS else []
-        return made or self._layers()[:3]
+        return made if made and self.facts.configs else [*made, *self._layers()[:3]]
 
-    def _layers(self) -> list[Sketch]:
+    def _layers(self, among: Set[int] | None = None) -> list[Sketch]:
+        """List what the first layer takes; the first of those that have some of the given parameters."""
         for layer in self.model.modules():
             sketches = accepted(layer)
-            if sketches is not None:
+            if sketches is not None and (among is None or any(id(p) in among for p in layer.parameters())):
                 return sketches
         widths = dict.fromkeys(n for p in self.model.parameters() if p.ndim > 1 for n in reversed(p.shape))
         return [Sketch(shape) for n in list(widths)[:8] for shape in [(BATCH, n), (BATCH, 5, n)]]
@@ -194,20 +195,24 @@ class _Search:
             if trial is None:
                 continue
             if trial.error is None:
-                return candidate, trial
+                return candidate | self._within_tables(candidate, trial), trial
             pending.extend(reversed(list(self._mended(candidate, trial))))
         return None
 
     def _try(self, candidate: Candidate) -> Trial | None:
         """Run a candidate; None if it was tried already."""
         args, kwargs = self._draw(candidate)
-        described = describe_inputs(args, kwargs)
-        if described in self.tried:
+        key = tuple((name, value if isinstance(value, Sketch) else id(value)) for name, value in candidate.items())
+        if (self.batch, key) in self.seen:
             return None
+        self.seen.add((self.batch, key))
         trial = self.rehearsal.run(args, kwargs)
-        if len(self.first) < _MOST_REAL_TRIALS:
-            self.first.append((args, kwargs))
-        self.tried[described] = trial.problem
+        if trial.error is not None and self.real_trials and self.rehearsal.has_values:
+            # Some operations, and some models, take no fake tensors.
+            self.real_trials -= 1
+            real = self.rehearsal.run(args, kwargs, real=True)
+            trial = real if real.error is None else trial
+        self.tried[describe_inputs(args, kwargs)] = trial.problem
         return trial
 
     def _draw(self, candidate: Candidate) -> Inputs:
@@ -215,7 +220,7 @@ class _Search:
         kwargs: dict[str, Any] = {}
         for seed, (name, value) in enumerate(candidate.items()):
             if isinstance(value, Sketch):
-                value = value.draw(seed, self.like.device, self.like.dtype)
+                value = value.of_batch(self.batch).draw(seed, self.like.device, self.like.dtype)
             positional = name in self.required and name not in self.named and len(args) == self.required.index(name)
             if positional:
                 args.append(value)
@@ -236,18 +241,33 @@ class _Search:
         for name in asked:
             for sketch in self._choices(name, self.scale)[:2]:
                 yield {**candidate, name: sketch}
+        lower = self._within_tables(candidate, trial) if isinstance(trial.error, IndexError) else {}
+        if lower:
+            yield candidate | lower
         if trial.fault is not None:
             yield from self._refed(candidate, trial.fault)
         if not asked and self.facts.configs:
             lacking = [name for name in MAIN if self._lacks(candidate, name)]
             for name in lacking[:2]:
-                for sketch in self._choices(name, self.scale)[:1]:
+                for sketch in self._choices(name, self.scale)[:4]:
                     yield {**candidate, name: sketch}
+
+    def _within_tables(self, candidate: Candidate, trial: Trial) -> Candidate:
+        """Return the inputs with indices past the end of a table, lowered to lie in it: fake runs do not see them."""
+        names = list(candidate)
+        lower: dict[str, Sketch] = {}
+        for lookup in trial.lookups:
+            for name in [names[i] for i in lookup.inputs if i < len(names)]:
+                sketch = lower.get(name, candidate[name])
+                size = int(getattr(lookup.layer, "num_embeddings", 0))
+                if isinstance(sketch, Sketch) and sketch.shape == lookup.shape and sketch.high > size:
+                    lower[name] = sketch.below(size)
+        return lower
 
     def _lacks(self, candidate: Candidate, name: str) -> bool:
         return name in self.optional and name not in candidate
 
-    def _refed(self, candidate: Candidate, fault: Fault) -> Iterator[Candidate]:
+    def _refed(self, candidate: Candidate, fault: Feed) -> Iterator[Candidate]:
         """Yield candidates that feed a layer what it takes."""
         names = [list(candidate)[i] for i in sorted(fault.inputs) if i < len(candidate)]
         names = [name for name in names if isinstance(candidate[name], Sketch)]
@@ -257,30 +277,26 @@ class _Search:
             widths = [share] * (len(names) - 1) + [share + rest]
             yield candidate | {n: _as_wide(candidate[n], width) for n, width in zip(names, widths, strict=True)}
         for name in names:
-            sketch = candidate[name]
-            if isinstance(fault.layer, nn.Linear) and fault.floating and fault.shape:
-                if fault.shape == sketch.shape:
-                    yield {**candidate, name: _as_wide(sketch, fault.layer.in_features)}
-                else:
-                    scaled = resized(sketch, fault.layer.in_features / max(1, fault.shape[-1]))
-                    if scaled is not None:
-                        yield {**candidate, name: scaled}
-            if len(names) == 1:
-                for other in wanted[:4] + wanted[-1:]:
-                    yield {**candidate, name: other}
+            for sketch in reshaped(candidate[name], fault.layer, fault.shape):
+                yield {**candidate, name: sketch}
+        if len(names) == 1:
+            for sketch in wanted[:4] + wanted[-1:]:
+                yield {**candidate, names[0]: sketch}
 
     def _fill(self, candidate: Candidate, trial: Trial) -> Candidate:
         """Add optional inputs for as long as more parameters take part."""
-        for name in [name for name in (*MAIN, *CUSTOMS) if self._lacks(candidate, name)]:
-            if trial.used >= self.rehearsal.parameters:
+        customary = [name for name in dict.fromkeys((*MAIN, *CUSTOMS)) if not name.endswith(("mask", "position_ids"))]
+        own = [] if self.facts.configs else [name for name in self.empty if name not in CUSTOMS]
+        for name in [name for name in (*customary, *own) if self._lacks(candidate, name)]:
+            idle = self.rehearsal.parameters - trial.used
+            if not idle:
                 break
-            if name.endswith(("mask", "position_ids")):
-                continue
-            for sketch in self._choices(name, self.scale)[:2]:
+            choices = self._choices(name, self.scale) if name in CUSTOMS else self._layers(idle)
+            for sketch in choices[:3]:
                 fuller = {**candidate, name: sketch}
                 found = self._try(fuller)
                 if found is not None and found.error is None and found.used > trial.used:
-                    candidate, trial = fuller, found
+                    candidate, trial = fuller | self._within_tables(fuller, found), found
                     break
         return candidate
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -32,6 +32,15 @@ class Sketch:
     high: int = 0
     avoid: frozenset[int] = frozenset()
     last: int = -1
+
+    def of_batch(self, size: int) -> Sketch:
+        """Return the same for another number of examples."""
+        return replace(self, shape=(size, *self.shape[1:]))
+
+    def below(self, high: int) -> Sketch:
+        """Return the same with fewer different indices."""
+        avoid = frozenset(index for index in self.avoid if index < high)
+        return replace(self, high=high, avoid=avoid, last=self.last if self.last < high else -1)
 
     def draw(self, seed: int, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Draw values: the same ones for the same seed, whatever was drawn before."""

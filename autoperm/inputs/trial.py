@@ -23,8 +23,8 @@ _DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)
 
 
 @dataclass(frozen=True)
-class Fault:
-    """Where a run broke off: a layer, what it was fed, and the inputs which that was computed from."""
+class Feed:
+    """A layer, what it was fed, and the inputs (by their place) which that was computed from."""
 
     layer: nn.Module
     shape: tuple[int, ...]
@@ -40,11 +40,13 @@ class Trial:
         error: what the model raised; None if it ran to its end.
         used: the parameters that took part, by id.
         fault: the layer inside which the run broke off.
+        lookups: the tables of embeddings that were read.
     """
 
     error: Exception | None
     used: frozenset[int]
-    fault: Fault | None = None
+    fault: Feed | None = None
+    lookups: tuple[Feed, ...] = ()
 
     @property
     def problem(self) -> str:
@@ -63,6 +65,7 @@ class Rehearsal:
         self.model = model
         self.parameters = {id(parameter) for parameter in model.parameters()}
         self._inside: list[tuple[nn.Module, Tensor]] = []
+        self._lookups: list[tuple[nn.Module, Tensor]] = []
         for layer in model.modules():
             if accepted(layer) is not None:
                 layer.register_forward_pre_hook(self._enter, with_kwargs=True)
@@ -99,17 +102,22 @@ class Rehearsal:
                         self.model(*args, **kwargs)
             except Exception as raised:  # a candidate may fail in any way
                 error = raised
-        fault = None
-        if error is not None and self._inside:
-            layer, tensor = self._inside[-1]
+
+        def feed(layer: nn.Module, tensor: Tensor) -> Feed:
             sources = watch.sources.get(id(tensor), frozenset())
-            fault = Fault(layer, tuple(tensor.shape), tensor.is_floating_point(), sources)
+            return Feed(layer, tuple(tensor.shape), tensor.is_floating_point(), sources)
+
+        fault = feed(*self._inside[-1]) if error is not None and self._inside else None
+        lookups = tuple(feed(layer, tensor) for layer, tensor in self._lookups)
         self._inside.clear()
-        return Trial(error, frozenset(watch.used), fault)
+        self._lookups.clear()
+        return Trial(error, frozenset(watch.used), fault, lookups)
 
     def _enter(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         fed = next((value for value in [*args, *kwargs.values()] if isinstance(value, Tensor)), torch.empty(0))
         self._inside.append((layer, fed))
+        if isinstance(layer, (nn.Embedding, nn.EmbeddingBag)):
+            self._lookups.append((layer, fed))
 
     def _leave(self, layer: nn.Module, args: object, output: object) -> None:
         del self._inside[next(i for i, (inside, _) in enumerate(self._inside) if inside is layer) :]
