@@ -15,12 +15,14 @@ from .permutation import Permutation
 from .spec import PermutationSpec
 
 
-def outputs(model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:
+def outputs(
+    model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, gradients: bool = False
+) -> list[Tensor]:
     """Return the floating-point tensors that a model computes in evaluation mode, in a fixed order.
 
-    The model's mode is restored; gradients are not recorded.
+    The model's mode is restored; gradients are recorded only if asked for.
     """
-    with evaluating(model), torch.no_grad():
+    with evaluating(model), torch.set_grad_enabled(gradients):
         result = model(*inputs, **(kwargs or {}))
     return [tensor for tensor in _tensors(result) if tensor.is_floating_point() or tensor.is_complex()]
 

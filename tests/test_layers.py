@@ -20,7 +20,7 @@ LAYERS: list[set[str]] = [
     {"presence", "layout", "report", "inputs", "rules", "interpolate"},
     {"permutation", "plot"},
     {"equivalence", "matching", "write"},
-    {"discover"},
+    {"discover", "probe"},
     {"align"},
     {"__init__"},
 ]
