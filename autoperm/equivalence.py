@@ -66,6 +66,18 @@ def in_native_precision(model: nn.Module, error: Exception) -> float:
     return float(max(torch.finfo(dtype).eps for dtype in kinds) ** 0.5)
 
 
+def check_comparable(reference: Sequence[Tensor]) -> None:
+    """Check that outputs say something: two outputs that are nothing but NaN are always the same.
+
+    Raises:
+        TraceError: if there is no finite value.
+    """
+    if not reference:
+        raise TraceError("the model returns no floating-point tensor, so there is nothing to compare")
+    if not any(bool(tensor.isfinite().any()) for tensor in reference):
+        raise TraceError("no value that the model returns is finite, so there is nothing to compare")
+
+
 def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Return the largest difference of two lists of outputs, relative to the largest value in each."""
     worst = 0.0
@@ -101,8 +113,7 @@ def verify(
         tolerance = max(tolerance, in_native_precision(native, error))
         model = native
         reference = outputs(copy_model(model), inputs)
-    if not reference:
-        raise TraceError("the model returns no floating-point tensor, so there is nothing to compare")
+    check_comparable(reference)
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
     worst = 0.0

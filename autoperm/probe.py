@@ -7,9 +7,9 @@ the two units have different weights and take part in what the model computes. S
 random, and where the outputs did not change the weights of the two units are changed a little: now the outputs must
 change.
 
-Two ways in which a specification can lack something are looked at beside that. An operation without a rule pins what
-goes in and what comes out as two classes, of which none is free alone: classes of one size that are pinned for the same
-reason are permuted together too. And a free factor may lack something that it varies over: it is permuted at one
+Two more ways in which a specification can lack something are looked at. An operation without a rule pins what goes in
+and what comes out as two classes, of which none is free alone: so classes of one size that are pinned for reasons of the
+same kind are permuted together too. And a free factor may lack something that it varies over: so it is permuted at one
 position only of each factor that stands beside it everywhere.
 
 The probe is evidence, not proof. It does not see a symmetry that only some other units have, that moves whole blocks
@@ -31,8 +31,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .copies import copy_model, forget_caches
-from .equivalence import difference, in_float64, in_native_precision, outputs
-from .errors import TraceError
+from .equivalence import check_comparable, difference, in_float64, in_native_precision, outputs
 from .layout import Cell, cells
 from .report import table
 from .signature import Interleaving, Name, Pinned, Product, Sum, Term
@@ -44,9 +43,8 @@ _TOLERANCE = 1e-6
 _STEP = 1e-2
 """How much the weights of two units are changed to see that they matter, relative to their size: too little to wake a
 unit that is dead for these inputs."""
-_PAIRS = 3
 _MANY = 4
-"""Of more classes that are pinned for one reason, all are permuted together, but not every two of them."""
+"""Of more classes that are pinned for reasons of one kind, all are permuted together, but not every two of them."""
 
 Places = list[tuple[Tensor, int]]
 """Views of tensors, each with the dimension in which the units of a class stand."""
@@ -320,7 +318,7 @@ class _Search:
         """Classes that were rightly pinned alone, and may be free together."""
         groups: dict[tuple[int, str], list[str]] = defaultdict(list)
         for name in self.told:
-            groups[self.tied[name].size, self.tied[name].reason].append(name)
+            groups[self.tied[name].size, self.tied[name].reason.partition(", ")[0]].append(name)
         found = []
         for together in groups.values():
             if len(together) > 1:
@@ -330,38 +328,50 @@ class _Search:
         return found
 
     def run(self, trial: _Trial) -> None:
-        """Exchange two units; if nothing changes, see whether they matter at all."""
+        """Permute the factors of a trial, and write down what came of it."""
         self.checked += 1
         size = self.bench.spec.factors[trial.names[0]].size
-        tolerance = self.bench.tolerance
-        for units in self.bench.pairs(trial, size):
-            index = torch.tensor(units)
-            places = self.bench.places(trial)
-            if all(_alike(view.index_select(dim, index), dim) for view, dim in places):
-                continue
-            effect = self.bench.effect(places, index, lambda old, dim: old.flip(dim))
-            if effect <= tolerance:
-                sensitivity = self.bench.effect(places, index, self.bench.noise) / _STEP
-                if not sensitivity > tolerance:
-                    continue
-                if effect <= tolerance * min(sensitivity, 1):
-                    shift = self.bench.effect(places, torch.arange(size), lambda old, dim: old.roll(1, dim))
-                    whole = shift <= tolerance * min(sensitivity, 1)
-                    over = self.tied[trial.over] if trial.over else None
-                    tied = tuple(self.tied[name] for name in trial.names)
-                    self.missed.append(Missed(tied, units, whole, effect, sensitivity, over))
-                    return
-            if trial.over is None and len(trial.names) == 1:
-                self.told += trial.names
-            return
-        if trial.over is None and len(trial.names) == 1:
+        found = self._judge(trial, self.bench.places(trial), size)
+        alone = trial.over is None and len(trial.names) == 1
+        if isinstance(found, Missed):
+            self.missed.append(found)
+        elif found and alone:
+            self.told += trial.names
+        elif alone:
             self.unexercised.append(self.tied[trial.names[0]])
 
+    def _judge(self, trial: _Trial, places: Places, size: int) -> Missed | bool:
+        """Return the symmetry that was missed; else whether anything that was permuted matters to the outputs."""
+        bench = self.bench
+        steepest = bench.steepest(bench.places(trial, bench.slopes), size)
+        for find in (lambda: steepest, lambda: bench.decisive(places, size)):
+            unit = find()
+            pair = None if unit is None else _unlike(places, unit, size)
+            if pair is None:
+                continue
+            effect = bench.effect(places, torch.tensor(pair), lambda old, dim: old.flip(dim))
+            if effect > bench.tolerance:
+                return True
+            sensitivity = bench.sensitivity(places, torch.tensor(pair))
+            if sensitivity > bench.tolerance:
+                allowed = bench.tolerance * min(sensitivity, 1)
+                if effect > allowed:
+                    return True
+                shift = bench.effect(places, torch.arange(size), lambda old, dim: old.roll(1, dim))
+                tied = tuple(self.tied[name] for name in trial.names)
+                over = self.tied[trial.over] if trial.over else None
+                return Missed(tied, pair, shift <= allowed, effect, sensitivity, over)
+        return False
 
-def _alike(units: Tensor, dim: int) -> bool:
-    """Whether two units have the same weights, so that exchanging them says nothing."""
-    first, second = units.unbind(dim)
-    return torch.equal(first, second)
+
+def _unlike(places: Places, unit: int, size: int) -> tuple[int, int] | None:
+    """Return a unit and another one with different weights, a neighbour if there is one: equal ones say nothing."""
+    for step in (1, -1, 2, -2, size // 2):
+        other = (unit + step) % size
+        for view, dim in places:
+            if not torch.equal(view.select(dim, unit), view.select(dim, other)):
+                return unit, other
+    return None
 
 
 class _Bench:
@@ -388,8 +398,7 @@ class _Bench:
             self.model, self.inputs = copy_model(model).eval(), tuple(inputs)
             self.notes.append("the model does not run in float64; it was compared in its own precision")
             own = self.run()
-        if not own:
-            raise TraceError("the model returns no floating-point tensor, so there is nothing to compare")
+        check_comparable(own)
         if randomize:
             before = {name: tensor.clone() for name, tensor in tensors(self.model).items()}
             randomize_(self.model, generator)
@@ -450,24 +459,33 @@ class _Bench:
                 found.append((view, dim))
         return found
 
-    def pairs(self, trial: _Trial, size: int) -> Iterator[tuple[int, int]]:
-        """Pairs of units that matter most to the outputs, neighbours if they matter too."""
-        score = torch.rand(size, generator=self.generator, dtype=torch.float64) * 1e-300
-        for view, dim in self.places(trial, self.slopes):
+    def steepest(self, slopes: Places, size: int) -> int | None:
+        """Return the unit on whose weights the outputs depend most, if that is known."""
+        score = torch.zeros(size, dtype=torch.float64)
+        for view, dim in slopes:
             score += view.double().square().movedim(dim, 0).reshape(size, -1).sum(1).cpu()
-        best = score.argsort(descending=True).tolist()
-        first = best[0]
-        near = [unit for unit in (first + 1, first - 1) if 0 <= unit < size and score[unit] > 1e-6 * score[first]]
-        yield first, (near or best[1:])[0]
-        for i in range(1, min(_PAIRS, size - 1)):
-            yield best[i], best[i + 1]
+        return int(score.argmax()) if score.max() > 0 else None
+
+    def decisive(self, places: Places, size: int) -> int | None:
+        """Find a unit on whose weights the outputs depend, by bisection; None if there is none."""
+        units = torch.arange(size)
+        if not self.sensitivity(places, units) > self.tolerance:
+            return None
+        while len(units) > 1:
+            first, second = units.tensor_split(2)
+            units = first if self.sensitivity(places, first) > self.tolerance else second
+        return int(units)
+
+    def sensitivity(self, places: Places, units: Tensor) -> float:
+        """Return by how much the outputs would change with entirely different weights of some units."""
+        return self.effect(places, units, self._noise) / _STEP
 
     def effect(self, places: Places, units: Tensor, change: Callable[[Tensor, int], Tensor]) -> float:
         """Return by how much the outputs change with the weights of some units."""
         with _changed(places, units, change):
             return difference(self.reference, self.run())
 
-    def noise(self, old: Tensor, dim: int) -> Tensor:
+    def _noise(self, old: Tensor, dim: int) -> Tensor:
         """Return weights that are a little different."""
         scale = old.square().mean().sqrt() or old.new_tensor(1.0)
         return old + _STEP * scale * torch.randn(old.shape, generator=self.generator).to(old.device, old.dtype)
@@ -495,10 +513,11 @@ def _changed(places: Places, units: Tensor, change: Callable[[Tensor, int], Tens
 
 @torch.no_grad()
 def randomize_(model: nn.Module, generator: torch.Generator) -> None:
-    """Give every parameter of a model, and the statistics of its norms, random values of their own scale, in place.
+    """Give every parameter of a model, and the statistics of its norms, random values, in place.
 
-    What is all positive stays positive; what is all zero gets the scale of an initialisation. Other buffers are
-    constants of the architecture and stay as they are.
+    What is all positive stays positive and keeps its scale. Anything else keeps its scale too, but gets the one of an
+    initialisation by the number of inputs if it is smaller: weights close to zero would hide what they are for. Other
+    buffers are constants of the architecture and stay as they are.
     """
     statistics = [(n, b) for n, b in model.named_buffers() if n.rpartition(".")[2].startswith("running_")]
     for _, tensor in [*model.named_parameters(), *statistics]:
@@ -509,10 +528,9 @@ def randomize_(model: nn.Module, generator: torch.Generator) -> None:
         scale = values.square().mean().sqrt()
         if not scale.isfinite():
             continue
-        if scale == 0:
-            inputs = tensor[0].numel() if tensor.ndim > 1 else 4
-            tensor.copy_(noise * inputs**-0.5)
-        elif (values > 0).all():
+        if (values > 0).all():
             tensor.copy_(values * (0.5 + torch.special.ndtr(noise)))
         else:
-            tensor.copy_((values + scale * noise) / 2**0.5)
+            inputs = tensor[0].numel() if tensor.ndim > 1 else 4
+            old = values / scale if scale else noise
+            tensor.copy_((old + noise) / 2**0.5 * max(float(scale), inputs**-0.5))
