@@ -8,9 +8,9 @@ random, and where the outputs did not change the weights of the two units are ch
 change.
 
 Two more ways in which a specification can lack something are looked at. An operation without a rule pins what goes in
-and what comes out as two classes, of which none is free alone: so classes of one size that are pinned for reasons of the
-same kind are permuted together too. And a free factor may lack something that it varies over: so it is permuted at one
-position only of each factor that stands beside it everywhere.
+and what comes out as two classes, of which none is free alone: so classes of one size that are pinned for reasons of
+the same kind are permuted together too. And a free factor may lack something that it varies over: so it is permuted at
+one position only of each factor that stands beside it everywhere.
 
 The probe is evidence, not proof. It does not see a symmetry that only some other units have, that moves whole blocks
 of units, or that needs classes to move together that are pinned for different reasons.
@@ -343,9 +343,9 @@ class _Search:
     def _judge(self, trial: _Trial, places: Places, size: int) -> Missed | bool:
         """Return the symmetry that was missed; else whether anything that was permuted matters to the outputs."""
         bench = self.bench
-        steepest = bench.steepest(bench.places(trial, bench.slopes), size)
-        for find in (lambda: steepest, lambda: bench.decisive(places, size)):
-            unit = find()
+        for sure in (False, True):
+            slopes = bench.places(trial, bench.slopes)
+            unit = bench.decisive(places, size) if sure else bench.steepest(slopes, size)
             pair = None if unit is None else _unlike(places, unit, size)
             if pair is None:
                 continue
