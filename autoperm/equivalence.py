@@ -103,6 +103,25 @@ def verify(
     generator: torch.Generator | int | None,
 ) -> float:
     """See :meth:`autoperm.PermutationSpec.verify`."""
+    if isinstance(generator, int):
+        generator = torch.Generator().manual_seed(generator)
+    # A random permutation of few units is often the identity, so first comes one that moves every unit.
+    elements = [_shift(spec, *(factor.name for factor in spec.free)), *(spec.random(generator) for _ in range(draws))]
+    return compare(spec, model, inputs, elements, tolerance)
+
+
+def compare(
+    spec: PermutationSpec,
+    model: nn.Module,
+    inputs: Sequence[Any],
+    elements: Sequence[Permutation],
+    tolerance: float,
+) -> float:
+    """Return the largest change of the outputs by some group elements, relative to the largest output.
+
+    Raises:
+        EquivalenceError: if it is larger than the tolerance.
+    """
     native, inputs = model, tuple(inputs)
     model = copy_model(native).double()
     try:
@@ -114,16 +133,12 @@ def verify(
         model = native
         reference = outputs(copy_model(model), inputs)
     check_comparable(reference)
-    if isinstance(generator, int):
-        generator = torch.Generator().manual_seed(generator)
     worst = 0.0
-    # A random permutation of few units is often the identity, so first comes one that moves every unit.
-    elements = [_shift(spec, *(factor.name for factor in spec.free)), *(spec.random(generator) for _ in range(draws))]
     for permutation in elements:
         worst = max(worst, difference(reference, outputs(permutation.apply(model), inputs)))
         if not worst <= tolerance:
             raise EquivalenceError(
-                f"a random group element changes the outputs by {worst:.2g} of their size (allowed: {tolerance:.0g}).\n"
+                f"a group element changes the outputs by {worst:.2g} of their size (allowed: {tolerance:.0g}).\n"
                 f"  {_culprits(spec, model, inputs, reference, tolerance)}"
             )
     return worst

@@ -21,7 +21,7 @@ LAYERS: list[set[str]] = [
     {"permutation", "plot"},
     {"equivalence", "matching", "write"},
     {"discover", "probe"},
-    {"align"},
+    {"align", "testing"},
     {"__init__"},
 ]
 
@@ -41,6 +41,7 @@ DOORS = {
     "matplotlib": {"plot"},
     "scipy": {"matching.assignment"},
     "networkx": {"matching.blocks"},
+    "hypothesis": {"testing"},
 }
 
 
