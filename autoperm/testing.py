@@ -205,7 +205,7 @@ def assert_function_preserved(
         else:
             compare(spec, model, inputs, [permutation], tolerance)
     except EquivalenceError as error:
-        raise AssertionError(str(error)) from None
+        raise AssertionError(f"{error}{_moves(permutation) if permutation is not None else ''}") from None
 
 
 def assert_spec_complete(
@@ -244,6 +244,19 @@ def assert_spec_complete(
     found = probe(model, spec, inputs, randomize=randomize, generator=generator)
     if any(f"{tensor}[{axis}]" not in allow for missed in found.missed for tensor, axis in missed.axes):
         raise AssertionError(f"the specification lacks symmetries\n{found}")
+
+
+def _moves(permutation: Permutation) -> str:
+    """Say which units a permutation moves."""
+    lines = []
+    for name, index in permutation.indices.items():
+        rows = index.reshape(-1, index.shape[-1])
+        moved = rows != torch.arange(rows.shape[-1])
+        places = [f"{place} from {int(row[place])}" for row, here in zip(rows, moved, strict=True) for place in
+                  here.nonzero().flatten().tolist()]  # fmt: skip
+        shown = ", ".join(places[:6]) + (", ..." if len(places) > 6 else "")
+        lines.append(f"\n  It moves {len(places)} of {rows.numel()} units of {name}: {shown}")
+    return "".join(lines)
 
 
 # --- small groups and random tensors

@@ -33,6 +33,7 @@ TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
     "spec", "permutation", "layout", "equivalence", "report", "matching", "merge", "renormalize", "interpolate", "plot",
+    "probe", "testing",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {"graph", "trace", "terms", "cutting", "axes", "presence", "rules", "write", "discover", "inputs"}
 
