@@ -323,7 +323,7 @@ class _Search:
         """Classes that were rightly pinned alone, and may be free together."""
         groups: dict[tuple[int, str], list[str]] = defaultdict(list)
         for name in self.told:
-            groups[self.tied[name].size, self.tied[name].reason.partition(", ")[0]].append(name)
+            groups[self.tied[name].size, self.tied[name].reason.partition(":")[0]].append(name)
         found = []
         for together in groups.values():
             if len(together) > 1:
