@@ -4,8 +4,9 @@ What discovery calls a symmetry is one; what it does not call one may only be so
 probe tells: it takes the axes that are pinned, one class of axes that are tied to each other at a time, exchanges two
 units of the class, and runs the model. Outputs that do not change show a symmetry that the specification lacks, *if*
 the two units have different weights and take part in what the model computes. So the model's weights are drawn at
-random, and where the outputs did not change the weights of the two units are changed a little: now the outputs must
-change.
+random; and where the outputs did not change, the weights of the two units are changed a little: that must change the
+outputs, and exchanging the units now must not, nor must it for other inputs (the same with their elements in another
+order).
 
 Two more ways in which a specification can lack something are looked at. An operation without a rule pins what goes in
 and what comes out as two classes, of which none is free alone: so classes of one size that are pinned for reasons of
@@ -20,8 +21,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -30,24 +30,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .copies import copy_model, forget_caches
-from .equivalence import check_comparable, difference, in_float64, in_native_precision, outputs
-from .layout import Cell, cells
+from .perturb import Bench, Places
 from .report import table
 from .signature import Interleaving, Name, Pinned, Product, Sum, Term
 from .spec import Factor, PermutationSpec
 from .state import tensors
 
 _UNUSED = "the traced path never uses"
-_TOLERANCE = 1e-6
-_STEP = 1e-2
-"""How much the weights of two units are changed to see that they matter, relative to their size: too little to wake a
-unit that is dead for these inputs."""
 _MANY = 4
 """Of more classes that are pinned for reasons of one kind, all are permuted together, but not every two of them."""
-
-Places = list[tuple[Tensor, int]]
-"""Views of tensors, each with the dimension in which the units of a class stand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +103,7 @@ class Probe:
     Attributes:
         checked: how many classes of axes were permuted, alone or together.
         missed: symmetries that the specification lacks.
-        unexercised: classes of which no two units matter to the outputs for these inputs, or differ in their weights.
+        unexercised: classes of which no unit matters to the outputs for these inputs.
         unused: classes of tensors that the traced path never uses, which were not permuted.
         unreached: how many classes were left when the limit or the time was up.
         axes: the number of parameter axes in all, without those of length 1.
@@ -206,7 +197,7 @@ def probe(
     state = tensors(model)
     spec.check(state)
     named, reasons = _name_pinned(spec, state)
-    bench = _Bench(named, model, inputs, randomize, generator)
+    bench = Bench(named, model, inputs, randomize, generator)
     search = _Search(bench, {name: _tied(named, name, reasons) for name in named.factors})
     trials = search.trials()
     if limit is not None and limit < len(trials):
@@ -284,7 +275,7 @@ class _Trial:
 class _Search:
     """Which classes to permute, and what came of it."""
 
-    def __init__(self, bench: _Bench, tied: Mapping[str, Tied]) -> None:
+    def __init__(self, bench: Bench, tied: Mapping[str, Tied]) -> None:
         self.bench, self.tied = bench, tied
         self.checked = 0
         self.missed: list[Missed] = []
@@ -336,7 +327,7 @@ class _Search:
         """Permute the factors of a trial, and write down what came of it."""
         self.checked += 1
         size = self.bench.spec.factors[trial.names[0]].size
-        found = self._judge(trial, self.bench.places(trial), size)
+        found = self._judge(trial, self.bench.places(trial.names, trial.over), size)
         alone = trial.over is None and len(trial.names) == 1
         if isinstance(found, Missed):
             self.missed.append(found)
@@ -349,199 +340,23 @@ class _Search:
         """Return the symmetry that was missed; else whether anything that was permuted matters to the outputs."""
         bench = self.bench
         for sure in (False, True):
-            slopes = bench.places(trial, bench.slopes)
+            slopes = bench.places(trial.names, trial.over, slopes=True)
             unit = bench.decisive(places, size) if sure else bench.steepest(slopes, size)
-            pair = None if unit is None else _unlike(places, unit, size)
-            if pair is None:
+            if unit is None:
                 continue
-            effect = bench.effect(places, torch.tensor(pair), lambda old, dim: old.flip(dim))
-            if effect > bench.tolerance:
+            pair = (unit, unit + 1 if unit + 1 < size else unit - 1)
+            units = torch.tensor(pair)
+            if bench.effect(places, units) > bench.tolerance:
                 return True
-            sensitivity = bench.sensitivity(places, torch.tensor(pair))
+            effect, sensitivity = bench.effect_when_unlike(places, units)
             if sensitivity > bench.tolerance:
                 allowed = bench.tolerance * min(sensitivity, 1)
                 if effect > allowed:
                     return True
-                shift = bench.effect(places, torch.arange(size), lambda old, dim: old.roll(1, dim))
+                if bench.other_inputs and bench.effect_when_unlike(places, units, bench.other_inputs)[0] > allowed:
+                    return True
+                whole = bench.effect_when_unlike(places, torch.arange(size))[0] <= allowed
                 tied = tuple(self.tied[name] for name in trial.names)
                 over = self.tied[trial.over] if trial.over else None
-                return Missed(tied, pair, shift <= allowed, effect, sensitivity, over)
+                return Missed(tied, pair, whole, effect, sensitivity, over)
         return False
-
-
-def _unlike(places: Places, unit: int, size: int) -> tuple[int, int] | None:
-    """Return a unit and another one with different weights, a neighbour if there is one: equal ones say nothing."""
-    for step in (1, -1, 2, -2, size // 2):
-        other = (unit + step) % size
-        for view, dim in places:
-            if not torch.equal(view.select(dim, unit), view.select(dim, other)):
-                return unit, other
-    return None
-
-
-class _Bench:
-    """A copy of the model to try changes on: they are made in place, and taken back."""
-
-    def __init__(
-        self,
-        spec: PermutationSpec,
-        model: nn.Module,
-        inputs: Sequence[Any],
-        randomize: bool,
-        generator: torch.Generator,
-    ) -> None:
-        self.spec, self.generator = spec, generator
-        self.notes: list[str] = []
-        self.tolerance = _TOLERANCE
-        self.seed = int(torch.randint(2**31, (), generator=generator))
-        self.copies = False
-        self.model, self.inputs = copy_model(model).double().eval(), in_float64(tuple(inputs))
-        try:
-            own = self.run()
-        except Exception as error:  # anything that the user's forward may raise
-            # To verify, sqrt(eps) is allowed; here that would also pass for two neighbours in a smooth table.
-            self.tolerance = max(_TOLERANCE, in_native_precision(model, error) ** (4 / 3))
-            self.model, self.inputs = copy_model(model).eval(), tuple(inputs)
-            self.notes.append("the model does not run in float64; it was compared in its own precision")
-            own = self.run()
-        check_comparable(own)
-        if randomize:
-            before = {name: tensor.clone() for name, tensor in tensors(self.model).items()}
-            randomize_(self.model, generator)
-            if any(not torch.equal(x.isfinite(), y.isfinite()) for x, y in zip(own, self.run(), strict=True)):
-                for name, value in tensors(self.model).items():
-                    value.copy_(before[name])
-                self.notes.append("with random weights the outputs are not finite; the model's own were used")
-        self.copies = not difference(self.run(), self.run()) <= self.tolerance
-        self.reference = self.run()
-        self.state = tensors(self.model)
-        self.slopes = self._slopes()
-        self.standing: dict[str, list[tuple[Cell, int]]] = defaultdict(list)
-        for tensor in spec.patterns:
-            if tensor not in spec.tied:
-                for cell in cells(spec, tensor):
-                    for dim, factor in enumerate(cell.names):
-                        if factor is not None:
-                            self.standing[factor].append((cell, dim))
-
-    def run(self) -> list[Tensor]:
-        """Return the outputs; random numbers are the same in every run."""
-        model = copy_model(self.model) if self.copies else self.model
-        forget_caches(model)
-        with self._same_random_numbers():
-            return outputs(model, self.inputs)
-
-    @contextmanager
-    def _same_random_numbers(self) -> Iterator[None]:
-        devices = {parameter.device for parameter in self.model.parameters() if parameter.device.type == "cuda"}
-        with torch.random.fork_rng(list(devices)):
-            torch.manual_seed(self.seed)
-            yield
-
-    def _slopes(self) -> dict[str, Tensor]:
-        """How much the outputs depend on each weight: the gradients of a random combination of them."""
-        model = copy_model(self.model)
-        leaves = {n: t for n, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
-        leaves = {name: leaf for name, leaf in leaves.items() if leaf.is_floating_point() and leaf.is_leaf}
-        try:
-            for leaf in leaves.values():
-                leaf.requires_grad_()
-            with torch.enable_grad(), self._same_random_numbers():
-                result = outputs(model, self.inputs, gradients=True)
-                parts = [(y.real * torch.randn_like(y.real)).nan_to_num(0, 0, 0).sum().cpu() for y in result]
-                total = torch.stack([part.double() for part in parts]).sum()
-            slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
-        except Exception:  # a model that cannot be differentiated: then pairs are drawn at random
-            return {}
-        return {name: slope.nan_to_num() for name, slope in zip(leaves, slopes, strict=True) if slope is not None}
-
-    def places(self, trial: _Trial, source: Mapping[str, Tensor] | None = None) -> Places:
-        """Return where the units of a trial stand in the model's tensors, or in others of the same shapes."""
-        source = self.state if source is None else source
-        found: Places = []
-        for name in trial.names:
-            for cell, dim in self.standing[name]:
-                if cell.tensor not in source:
-                    continue
-                view = cell.view(source[cell.tensor])
-                if trial.over is not None:
-                    beside = cell.dim(trial.over, dim)
-                    view, dim = view.select(beside, 0), dim - (beside < dim)
-                found.append((view, dim))
-        return found
-
-    def steepest(self, slopes: Places, size: int) -> int | None:
-        """Return the unit on whose weights the outputs depend most, if that is known."""
-        score = torch.zeros(size, dtype=torch.float64)
-        for view, dim in slopes:
-            score += view.double().square().movedim(dim, 0).reshape(size, -1).sum(1).cpu()
-        return int(score.argmax()) if score.max() > 0 else None
-
-    def decisive(self, places: Places, size: int) -> int | None:
-        """Find a unit on whose weights the outputs depend, by bisection; None if there is none."""
-        units = torch.arange(size)
-        if not self.sensitivity(places, units) > self.tolerance:
-            return None
-        while len(units) > 1:
-            first, second = units.tensor_split(2)
-            units = first if self.sensitivity(places, first) > self.tolerance else second
-        return int(units)
-
-    def sensitivity(self, places: Places, units: Tensor) -> float:
-        """Return by how much the outputs would change with entirely different weights of some units."""
-        return self.effect(places, units, self._noise) / _STEP
-
-    def effect(self, places: Places, units: Tensor, change: Callable[[Tensor, int], Tensor]) -> float:
-        """Return by how much the outputs change with the weights of some units."""
-        with _changed(places, units, change):
-            return difference(self.reference, self.run())
-
-    def _noise(self, old: Tensor, dim: int) -> Tensor:
-        """Return weights that are a little different."""
-        scale = old.square().mean().sqrt() or old.new_tensor(1.0)
-        return old + _STEP * scale * torch.randn(old.shape, generator=self.generator).to(old.device, old.dtype)
-
-
-@contextmanager
-def _changed(places: Places, units: Tensor, change: Callable[[Tensor, int], Tensor]) -> Iterator[None]:
-    """Change the weights of some units in place, and take it back."""
-    kept = []
-    with torch.no_grad():
-        for view, dim in places:
-            index = units.to(view.device)
-            old = view.index_select(dim, index)
-            kept.append((view, dim, index, old))
-            view.index_copy_(dim, index, change(old, dim))
-        try:
-            yield
-        finally:
-            for view, dim, index, old in reversed(kept):
-                view.index_copy_(dim, index, old)
-
-
-# --- random weights
-
-
-@torch.no_grad()
-def randomize_(model: nn.Module, generator: torch.Generator) -> None:
-    """Give every parameter of a model, and the statistics of its norms, random values, in place.
-
-    What is all positive stays positive and keeps its scale. Anything else keeps its scale too, but gets the one of an
-    initialisation by the number of inputs if it is smaller: weights close to zero would hide what they are for. Other
-    buffers are constants of the architecture and stay as they are.
-    """
-    statistics = [(n, b) for n, b in model.named_buffers() if n.rpartition(".")[2].startswith("running_")]
-    for _, tensor in [*model.named_parameters(), *statistics]:
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
-        values = tensor.double()
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-        scale = values.square().mean().sqrt()
-        if not scale.isfinite():
-            continue
-        if (values > 0).all():
-            tensor.copy_(values * (0.5 + torch.special.ndtr(noise)))
-        else:
-            inputs = tensor[0].numel() if tensor.ndim > 1 else 4
-            old = values / scale if scale else noise
-            tensor.copy_((old + noise) / 2**0.5 * max(float(scale), inputs**-0.5))

@@ -28,7 +28,8 @@ from .copies import copy_model
 from .equivalence import compare, verify
 from .errors import EquivalenceError
 from .permutation import Permutation
-from .probe import probe, randomize_
+from .perturb import randomize_
+from .probe import probe
 from .spec import Factor, PermutationSpec
 from .state import tensors
 

@@ -20,8 +20,9 @@ LAYERS: list[set[str]] = [
     {"presence", "layout", "report", "inputs", "rules", "interpolate"},
     {"permutation", "plot"},
     {"equivalence", "matching", "write"},
-    {"discover", "probe"},
-    {"align", "testing"},
+    {"discover", "perturb"},
+    {"align", "probe"},
+    {"testing"},
     {"__init__"},
 ]
 
@@ -33,7 +34,7 @@ TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
     "spec", "permutation", "layout", "equivalence", "report", "matching", "merge", "renormalize", "interpolate", "plot",
-    "probe", "testing",
+    "perturb", "probe", "testing",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {"graph", "trace", "terms", "cutting", "axes", "presence", "rules", "write", "discover", "inputs"}
 
