@@ -24,8 +24,9 @@ LAYERS: list[set[str]] = [
     {"trace"},
     {"inputs"},
     {"equivalence", "matching", "write"},
-    {"discover"},
-    {"align", "explain"},
+    {"discover", "perturb"},
+    {"align", "explain", "probe"},
+    {"testing"},
     {"__init__"},
 ]
 
@@ -39,7 +40,7 @@ TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
     "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "merge",
-    "renormalize", "interpolate", "plot",
+    "renormalize", "interpolate", "plot", "perturb", "probe", "testing",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
     "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence", "rules",
@@ -51,6 +52,7 @@ DOORS = {
     "matplotlib": {"plot", "spec"},  # spec names types only
     "scipy": {"matching.assignment"},
     "networkx": {"matching.blocks", "explain"},
+    "hypothesis": {"testing"},
 }
 
 
