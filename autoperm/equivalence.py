@@ -22,8 +22,8 @@ def outputs(
 ) -> list[Tensor]:
     """Return the floating-point tensors that a model computes in evaluation mode, in a fixed order.
 
-    The model's mode is restored; gradients are recorded only if asked for. What the model draws at random, it draws from
-    one seed.
+    The model's mode is restored; gradients are recorded only if asked for. Random numbers that the model draws are the
+    same in every call.
     """
     device = device_of(model)
     with (

@@ -43,8 +43,8 @@ RIGHT_OF_THE_WAIST = [
     "renormalize", "interpolate", "plot", "perturb", "probe", "testing",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
-    "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence", "rules",
-    "write", "discover", "inputs",
+    "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence",
+    "rules", "write", "discover", "inputs",
 }  # fmt: skip
 
 DOORS = {
