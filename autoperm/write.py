@@ -77,6 +77,11 @@ class Inference:
             inference=self,
         )
 
+    def reasons(self) -> dict[str, str]:
+        """Say for each pinned factor of ``spec(name_pinned=True)`` why it is pinned."""
+        factors = _name_factors(list(self.trees.values()), self.over, True)
+        return {factor.name: describe_pin(leaf.pin) for leaf, factor in factors.items() if leaf.pin is not None}
+
 
 def conclude(
     graph: Graph, tensors: Sequence[Sequence[Term]], terms: Mapping[Value, Sequence[Term]], unknown: Sequence[object]

@@ -24,14 +24,15 @@ LAYERS: list[set[str]] = [
     {"trace"},
     {"inputs"},
     {"equivalence", "matching", "write"},
-    {"discover"},
-    {"align", "explain"},
+    {"discover", "perturb"},
+    {"align", "explain", "probe"},
+    {"testing"},
     {"__init__"},
 ]
 
 # Methods of a specification that hand over to a later layer import it when they are called.
 LATE = {
-    ("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report", "explain", "plot")
+    ("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report", "plot", "explain")
 }
 
 TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
@@ -39,7 +40,7 @@ TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
     "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "merge",
-    "renormalize", "interpolate", "plot",
+    "renormalize", "interpolate", "plot", "perturb", "probe", "testing",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
     "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence",
@@ -51,6 +52,7 @@ DOORS = {
     "matplotlib": {"plot", "spec"},  # spec names types only
     "scipy": {"matching.assignment"},
     "networkx": {"matching.blocks", "explain"},
+    "hypothesis": {"testing"},
 }
 
 
