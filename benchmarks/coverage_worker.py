@@ -92,7 +92,7 @@ class _With(nn.Module):
         super().__init__()
         self.model, self.state = model, dict(state)
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: Any) -> Any:  # names of one tensor stay tied
         return functional_call(self.model, self.state, inputs)
 
 
@@ -152,19 +152,18 @@ def draw(spec: PermutationSpec, factors: Sequence[Factor], generator: torch.Gene
 
 def broken(spec: PermutationSpec, factor: Factor, judge: Judge, generator: torch.Generator) -> float | None:
     """Permute one of the tensors that carry a factor and not the others: what difference a wrong permutation makes."""
-    carriers = list(dict.fromkeys(name for name, _ in spec.carriers[factor.name]))
-    if len(carriers) < 2:
-        return None
     moved = alone(spec, factor, judge, generator)
-    chosen = carriers[int(torch.randint(len(carriers), (1,), generator=generator))]
-    return judge.error_with({name: tensor for name, tensor in moved.items() if spec.tied.get(name, name) == chosen})
+    if len(moved) < 2:
+        return None
+    chosen = list(moved)[int(torch.randint(len(moved), (1,), generator=generator))]
+    return judge.error_with({chosen: moved[chosen]})
 
 
 def alone(spec: PermutationSpec, factor: Factor, judge: Judge, generator: torch.Generator) -> dict[str, Tensor]:
-    """Permute one factor, and return the tensors that this changes."""
+    """Permute one factor, and return the tensors that this changes, each under its first name."""
     state = judge.model.state_dict()
     moved = draw(spec, [factor], generator).apply(state)
-    return {name: tensor for name, tensor in moved.items() if tensor is not state[name]}
+    return {name: tensor for name, tensor in moved.items() if tensor is not state[name] and name not in spec.tied}
 
 
 def soundness(spec: PermutationSpec, model: nn.Module, inputs: Sequence[Any], limit_s: float) -> Record:

@@ -60,6 +60,29 @@ def test_a_symmetry_that_forgets_a_tensor_is_not_sound(left_out: str) -> None:
     assert found["guilty"] == ["h"]
 
 
+def test_names_of_one_tensor_are_one() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(3, 8), nn.Linear(3, 8)
+            self.middle = nn.Linear(8, 3)
+            self.last.weight = self.first.weight
+
+        def forward(self, x: Tensor) -> Tensor:
+            both = torch.tanh(self.first(x)) + torch.tanh(self.last(x))
+            result: Tensor = self.middle(both)
+            return result
+
+    torch.manual_seed(0)
+    model, x = randomise(Tied()), torch.randn(5, 3)
+    spec = discover(model, x)
+    assert spec.tied
+    found = soundness(spec, model, (x,), limit_s=60)
+    assert found["sound"] is True
+    assert found["alone"] == [1, 1]
+    assert found["wrong"] > 1e-3
+
+
 def test_rounding_inside_is_told_from_a_wrong_symmetry() -> None:
     patterns = {f"layers.{name}": pattern for name, pattern in RIGHT.items()}
     found = judged(Rounds(), patterns)
