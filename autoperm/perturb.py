@@ -5,6 +5,7 @@ Copying a model for each change would take longer than running it.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -218,22 +219,21 @@ def _changed(places: Places, units: Tensor, change: Callable[[Tensor, int], Tens
 def randomize_(model: nn.Module, generator: torch.Generator) -> None:
     """Give every parameter of a model, and the statistics of its norms, random values, in place.
 
-    What is all positive stays positive and keeps its scale. Anything else keeps its scale too, but gets the one of an
-    initialisation by the number of inputs if it is smaller: weights close to zero would hide what they are for. Other
-    buffers are constants of the architecture and stay as they are.
+    What is all positive stays positive. Everything keeps its scale, unless it is so small that it would hide what it
+    is for: scales that start close to zero, and weights below those of an initialisation by the number of inputs.
+    Other buffers are constants of the architecture and stay as they are.
     """
     statistics = [(n, b) for n, b in model.named_buffers() if n.rpartition(".")[2].startswith("running_")]
     for _, tensor in [*model.named_parameters(), *statistics]:
-        if not tensor.is_floating_point() or tensor.numel() == 0:
-            continue
         values = tensor.double()
-        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
-        scale = values.square().mean().sqrt()
-        if not scale.isfinite():
+        scale = float(values.square().mean().sqrt()) if tensor.is_floating_point() and tensor.numel() else math.nan
+        if not math.isfinite(scale):
             continue
+        noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor.device)
         if (values > 0).all():
-            tensor.copy_(values * (0.5 + torch.special.ndtr(noise)))
+            alike = bool((values == values.flatten()[0]).all())
+            tensor.copy_(values * max(1, 0.3 / scale if alike else 1) * (0.5 + torch.special.ndtr(noise)))
         else:
-            inputs = tensor[0].numel() if tensor.ndim > 1 else 4
+            least = (2 / tensor[0].numel()) ** 0.5 if tensor.ndim > 1 else 0.5
             old = values / scale if scale else noise
-            tensor.copy_((old + noise) / 2**0.5 * max(float(scale), inputs**-0.5))
+            tensor.copy_((old + noise) / 2**0.5 * max(scale, least))
