@@ -17,7 +17,7 @@ from string import ascii_lowercase
 
 from .axes import collapse
 from .graph import Call, Graph, Value
-from .presence import Cell, all_cells, chosen_member, flatten, settle, varies_over
+from .presence import Cell, Members, all_cells, flatten, settle, varies_over
 from .rules import op_name
 from .signature import Interleaving, Name, Pinned, Product, Sum
 from .signature import Term as Notation
@@ -109,10 +109,11 @@ def _settle_and_write(
     """Let families settle until all that are left can be written."""
     while True:
         settle(tensors)
+        members = Members()
         written: dict[Value, list[Tree]] = {}
         for value, axes in zip(values, tensors, strict=False):
             with suppress(_CollapsedError):
-                written[value] = [_tree([find(term)]) for term in axes]
+                written[value] = [_tree([find(term)], members) for term in axes]
         if len(written) == len(values):
             return all_cells(tensors, len(values)), written
 
@@ -152,13 +153,13 @@ def _pin_unused(cells: Mapping[Cell, bool]) -> None:
 # --- trees
 
 
-def _tree(terms: list[Term]) -> Tree:
+def _tree(terms: list[Term], members: Members) -> Tree:
     """Write a row-major product of terms, distributing sums over the families behind them."""
     flat = flatten(terms)
     nodes: list[Tree] = []
     for index, term in enumerate(flat):
         if term.kind == FAMILY:
-            turns = _turns(flat[index:])
+            turns = _turns(flat[index:], members)
             if turns is None:
                 collapse(term)
                 raise _CollapsedError
@@ -167,9 +168,10 @@ def _tree(terms: list[Term]) -> Tree:
         if term.kind == SUM:
             rest = flat[index + 1 :]
             if any(has_family(other) for other in rest):
-                nodes.append(("sum", [_tree([part, *(_at(other, part) for other in rest)]) for part in parts_of(term)]))
+                rows = [[part, *(_at(other, part, members) for other in rest)] for part in parts_of(term)]
+                nodes.append(("sum", [_tree(row, members) for row in rows]))
                 break
-            nodes.append(("sum", [_tree([part]) for part in parts_of(term)]))
+            nodes.append(("sum", [_tree([part], members) for part in parts_of(term)]))
         elif term.size > 1:
             nodes.append(term)
     if not nodes:
@@ -177,31 +179,31 @@ def _tree(terms: list[Term]) -> Tree:
     return nodes[0] if len(nodes) == 1 else ("product", nodes)
 
 
-def _turns(terms: Sequence[Term]) -> list[Tree] | None:
+def _turns(terms: Sequence[Term], members: Members) -> list[Tree] | None:
     """Write families over a sum behind them: the members take turns, each with its part of the sum."""
     place = next((index for index, term in enumerate(terms) if term.kind == SUM), None)
     if place is None:
         return None
     found: list[Tree] = []
     for part in parts_of(terms[place]):
-        lead = [_at(term, part) for term in terms[:place]]
+        lead = [_at(term, part, members) for term in terms[:place]]
         if any(map(has_family, lead)):
             return None
-        rest = [part, *(_at(term, part) for term in terms[place + 1 :])]
-        found.append(("turn", [_tree(lead), _tree(rest)]))
+        rest = [part, *(_at(term, part, members) for term in terms[place + 1 :])]
+        found.append(("turn", [_tree(lead, members), _tree(rest, members)]))
     return found
 
 
-def _at(term: Term, part: Term) -> Term:
+def _at(term: Term, part: Term, members: Members) -> Term:
     """Return a term as it is at a part of an axis to its left."""
     term = find(term)
     while term.kind == FAMILY:
-        member = chosen_member(term, part)
+        member = members.at_part(term, part)
         if member is None:
             return term
         term = member
     if term.kind in (PRODUCT, SUM) and has_family(term):
-        children = [_at(child, part) for child in term.children]
+        children = [_at(child, part, members) for child in term.children]
         return Term(term.kind, term.size, children)
     return term
 
