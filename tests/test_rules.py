@@ -251,6 +251,40 @@ call("softmax log_softmax", real(3, 3, 3), 1)
 call("softmax", real(4), 0, torch.float64)
 call("_softmax _log_softmax", real(2, 3, 4), 1, False)
 call("_safe_softmax", real(2, 3, 4), 1)
+# kernels below the composite operations
+call("native_layer_norm", real(2, 3, 4), [4], real(4), real(4), 1e-5)
+call("native_layer_norm", real(2, 3, 4), [3, 4], None, None, 1e-5)
+call("_fused_rms_norm", real(2, 3, 4), [4], real(4), 1e-5)
+call("native_group_norm", real(2, 6, 4, 5), real(6), real(6), 2, 6, 20, 3, 1e-5)
+call("native_group_norm", real(3, 9, 3), None, None, 3, 9, 3, 3, 1e-5)
+call("native_batch_norm _native_batch_norm_legit", real(2, 3, 4, 5), real(3), real(3), *stats, False, 0.1, 1e-5)
+call("native_batch_norm _native_batch_norm_legit", real(2, 3, 4), real(3), None, *stats, True, 0.0, 1e-5)
+call("_native_batch_norm_legit", real(3, 3, 3), None, None, True, 0.1, 1e-5)
+call("_native_batch_norm_legit_functional", real(2, 3, 4), real(3), real(3), *stats, True, 0.1, 1e-5)
+qkv = real(2, 3, 4, 5), real(2, 3, 6, 5), real(2, 3, 6, 5)
+call("_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math", *qkv)
+call("_scaled_dot_product_flash_attention_for_cpu", *qkv, 0.0, True)
+call("_scaled_dot_product_flash_attention_for_cpu", *qkv, attn_mask=real(2, 1, 4, 6))
+call("_scaled_dot_product_attention_math", *qkv, real(4, 6))
+call("_scaled_dot_product_attention_math", *qkv, None, 0.0, True)
+call("_scaled_dot_product_attention_math", *gqa, enable_gqa=True)
+call("_scaled_dot_product_attention_math", *gqa, real(6, 4, 7), enable_gqa=True)
+call("_weight_norm_interface", real(3, 4, 5), positive(3, 1, 1))
+call("_weight_norm_interface", real(3, 4, 5), positive(1, 1, 5), 2)
+old = [False, [0, 0], 2, False, False, False, False]
+call("_convolution", real(2, 6, 5, 7), real(4, 3, 2, 3), real(4), [1, 1], [0, 0], [1, 1], *old)
+call("slow_conv3d", real(2, 3, 4, 5, 4), real(6, 3, 2, 1, 3), [2, 1, 3], real(6))
+call("_fft_r2c", real(2, 4, 5), [0, 2], 0, True)
+call("_fft_c2r", cplx(2, 4, 5), [2], 0, 8)
+call("_fft_c2c", cplx(2, 4, 5), [1], 0, True)
+for dims in (1, 2, 3):
+    call(f"reflection_pad{dims}d replication_pad{dims}d", real(2, 3, *(4, 5, 3)[:dims]), [1, 2] * dims)
+call("reflection_pad2d replication_pad2d", real(3, 4, 5), [0, 0, 1, 2])
+call("_prelu_kernel", real(2, 3, 4), real(1, 3, 1))
+call("_addmm_activation", real(5), real(3, 4), real(4, 5), use_gelu=True)
+call("_euclidean_dist", real(2, 3, 4), real(2, 5, 4))
+call("_cdist_forward", real(2, 3, 4), real(2, 5, 4), 1.0, None)
+call("native_channel_shuffle", real(2, 6, 4, 5), 3)
 # reductions
 for op in ("sum", "mean", "amax", "amin", "any", "all", "count_nonzero"):
     call(op, bools(3, 4) if op in ("any", "all") else real(3, 4))
@@ -380,7 +414,9 @@ for op, gates in (("gru_cell", 3), ("rnn_tanh_cell", 1), ("rnn_relu_cell", 1)):
 call("lstm_cell", real(2, 3), [real(2, 4), real(2, 4)], real(16, 3), real(16, 4), real(16), real(16))
 call("lstm_cell", real(3, 3), [real(3, 3), real(3, 3)], real(12, 3), real(12, 3))
 
-NOT_CALLED: dict[str, str] = {}
+NOT_CALLED: dict[str, str] = {
+    "aten.mkldnn_rnn_layer": "no float64; see lstm",
+}
 """Rows without an example, with the reason."""
 
 IDS = [f"{example.op}-{index}" for index, example in enumerate(EXAMPLES)]

@@ -9,7 +9,7 @@ from ..graph import Value
 from .text import Row, dims_of, letters, optional, pinned_along, put
 
 
-def _batch_norm(
+def batch_norm(
     input: Value,
     weight: Value | None = None,
     bias: Value | None = None,
@@ -17,6 +17,7 @@ def _batch_norm(
     running_var: Value | None = None,
     *_: object,
 ) -> str:
+    """Each channel by itself, with statistics that are kept, or taken over all that is not the channel."""
     operands = (("c", weight), ("c", bias), ("c", running_mean), ("c", running_var))
     inside = "" if running_mean is not None else " -> c"
     return optional(f"b c ...{{}}{inside} -> b c ...", *operands)
@@ -36,13 +37,14 @@ def _instance_norm(
     return optional(f"b c ...{{}}{inside} -> b c ...", *operands)
 
 
-def _layer_norm(
+def layer_norm(
     input: Value,
     normalized_shape: Sequence[int],
     weight: Value | None = None,
     bias: Value | None = None,
     *_: object,
 ) -> str:
+    """Mean and scale are taken over the last axes."""
     axes = " ".join(f"c{i}" for i in range(len(normalized_shape)))
     return optional(f"... {axes}{{}} -> ... -> ... {axes}", (axes, weight), (axes, bias))
 
@@ -50,18 +52,20 @@ def _layer_norm(
 def _rms_norm(
     input: Value, normalized_shape: Sequence[int], weight: Value | None = None, eps: float | None = None
 ) -> str:
-    return _layer_norm(input, normalized_shape, weight)
+    return layer_norm(input, normalized_shape, weight)
 
 
-def _group_norm(
+def group_norm(
     input: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None, *_: object
 ) -> str:
+    """Mean and scale are taken over the channels of a group, and all positions."""
     # The second tensor says that no position within a group is a position in the batch, should both have one factor.
     row = f"b (g={num_groups} c) ...{{}} -> b g, b g c ... -> b (g c) ..."
     return optional(row, ("(g c)", weight), ("(g c)", bias))
 
 
-def _weight_norm(v: Value, g: Value, dim: int = 0) -> str:
+def weight_norm(v: Value, g: Value, dim: int = 0) -> str:
+    """The norm is taken over all axes but one."""
     axes = letters(v)
     if dim == -1:  # one norm of all, not one for each unit of the last axis
         return f"{' '.join(axes)}, {' '.join('1' * g.ndim)} -> {' '.join('1' * g.ndim)} -> {' '.join(axes)}"
@@ -134,7 +138,8 @@ def _vector_norm(
     return _reduce(input, dim, keepdim)
 
 
-def _cumulate(input: Value, dim: int | Sequence[int] | None, *_: object, **__: object) -> str:
+def cumulate(input: Value, dim: int | Sequence[int] | None, *_: object, **__: object) -> str:
+    """The order along an axis matters."""
     row = pinned_along(input, dim)
     return f"{row} -> {row}"
 
@@ -143,7 +148,7 @@ def _ordered_along(first: int | None) -> Callable[..., str]:
     """Operations with one ``dim`` or several, after the input; None: along all axes."""
 
     def row(input: Value, dim: int | Sequence[int] | None = first, *_: object, **__: object) -> str:
-        return _cumulate(input, dim)
+        return cumulate(input, dim)
 
     return row
 
@@ -180,20 +185,20 @@ def _diag(input: Value, diagonal: int = 0) -> str:
 
 
 def _flip(input: Value, dims: Sequence[int]) -> str:
-    return _cumulate(input, dims)
+    return cumulate(input, dims)
 
 
 def _roll(input: Value, shifts: object, dims: Sequence[int] = ()) -> str:
-    return _cumulate(input, dims)
+    return cumulate(input, dims)
 
 
 def _diff(input: Value, n: int = 1, dim: int = -1, *_: object) -> str:
-    return _cumulate(input, dim)
+    return cumulate(input, dim)
 
 
 def _fft(default: int | Sequence[int] | None) -> Callable[..., str]:
     def row(input: Value, n: object = None, dim: int | Sequence[int] | None = default, *_: object, **__: object) -> str:
-        return _cumulate(input, default if dim is None else dim)
+        return cumulate(input, default if dim is None else dim)
 
     return row
 
@@ -205,13 +210,13 @@ def _triangle(input: Value, *_: object) -> str:
 
 REDUCTIONS: dict[str, Row] = {
     # normalisation: the intermediate is what the mixed axis is gone from
-    "aten.batch_norm": _batch_norm,
-    "aten._native_batch_norm_legit_no_training": _batch_norm,
+    "aten.batch_norm": batch_norm,
+    "aten._native_batch_norm_legit_no_training": batch_norm,
     "aten.instance_norm": _instance_norm,
-    "aten.layer_norm": _layer_norm,
+    "aten.layer_norm": layer_norm,
     "aten.rms_norm": _rms_norm,
-    "aten.group_norm": _group_norm,
-    "aten._weight_norm": _weight_norm,
+    "aten.group_norm": group_norm,
+    "aten._weight_norm": weight_norm,
     "aten.softmax": _softmax,
     "aten._softmax": _softmax,
     "aten._safe_softmax": _softmax,
@@ -229,8 +234,8 @@ REDUCTIONS: dict[str, Row] = {
     "aten.linalg_norm": _norm,
     "aten.count_nonzero": _reduce,
     # order along an axis
-    **{f"aten.{name}": _cumulate for name in ("cumsum", "cumprod", "logcumsumexp")},
-    **{f"aten.{name}": _two(_cumulate) for name in ("cummax", "cummin")},
+    **{f"aten.{name}": cumulate for name in ("cumsum", "cumprod", "logcumsumexp")},
+    **{f"aten.{name}": _two(cumulate) for name in ("cummax", "cummin")},
     "aten.diff": _diff,
     "aten.unfold": _unfold,
     "aten.linalg_cross": _cross,

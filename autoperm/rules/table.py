@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 from ..graph import Value
 from .contract import CONTRACTIONS
+from .kernels import KERNELS
 from .reduce import REDUCTIONS
 from .text import Row as Row
 from .text import each, letters, optional, put
@@ -169,6 +170,7 @@ SIGNATURES: dict[str, Row] = {
     **{f"aten.{name}": "... -> ..." for name in _SAME},
     **CONTRACTIONS,
     **REDUCTIONS,
+    **KERNELS,
     # images
     **{f"aten.{kind}_pool{n}d": _pool(n) for n in (1, 2, 3) for kind in ("avg", "max")},
     **{f"aten.max_pool{n}d_with_indices": _pool(n, results=2) for n in (1, 2, 3)},
