@@ -15,7 +15,7 @@ from string import ascii_lowercase
 
 from .axes import collapse
 from .graph import Call, Graph, Value
-from .presence import Cell, all_cells, chosen_member, flatten, settle, varies_over
+from .presence import Arranged, Cell, all_cells, chosen_member, flatten, pin_disturbed, settle, varies_over, with_units
 from .rules import op_name
 from .signature import Interleaving, Name, Pinned, Product, Sum
 from .signature import Term as Notation
@@ -27,16 +27,30 @@ class _CollapsedError(Exception):
     """A family could not be written and was collapsed; settle again and start over."""
 
 
-def write_spec(graph: Graph, tensors: Sequence[Sequence[Term]], unknown: Sequence[object]) -> PermutationSpec:
+def write_spec(
+    graph: Graph,
+    tensors: Sequence[Sequence[Term]],
+    unknown: Sequence[object],
+    arranged: Sequence[Arranged] = (),
+) -> PermutationSpec:
     """Settle terms and write the patterns of a graph's tensors.
 
     Args:
         graph: the traced model.
         tensors: the terms of every tensor, those of the graph's own tensors first and in their order.
         unknown: operations that no rule knew.
+        arranged: axes that are sorted by the positions along another.
     """
     values = list(dict.fromkeys(graph.tensors.values()))
-    settled, written = _settle_and_write(tensors, values)
+    parameters = tensors[: len(values)]
+    while True:
+        arranged = pin_disturbed(arranged, parameters)
+        computed = (
+            [with_units(axes, arranged) for axes in tensors[len(values) :]] if arranged else tensors[len(values) :]
+        )
+        settled, written = _settle_and_write([*parameters, *computed], values)
+        if len(pin_disturbed(arranged, parameters)) == len(arranged):
+            break
     _pin_unused(settled)
     merges = _neighbours(settled, written.values())
     trees = {value: [_merged_tree(tree, merges) for tree in axes] for value, axes in written.items()}

@@ -403,6 +403,25 @@ call("index_put", real(3, 5, 6, 4), [None, torch.tensor([[1], [2]]), torch.tenso
 call("index_put", real(5, 3, 6), [torch.tensor([1, 2, 1]), None, torch.tensor([4, 0, 4])], real(3, 3))
 call("index_put", real(3, 4, 2), [torch.eye(4, dtype=torch.bool)[:3]], real())
 call("index_put", real(2, 3, 4), [None, torch.eye(4, dtype=torch.bool)[:3]], real(3))
+call("_unsafe_index", real(3, 5, 4), [None, ints(5, 6)])
+call("_unsafe_index_put", real(5, 3, 4), [torch.tensor([1, 3, 1])], real(3, 3, 4))
+call("take_along_dim", real(3, 5, 4), ints(5, 3, 6, 4), 1)
+call("take_along_dim", real(3, 5, 4), ints(5, 1, 6, 4), 1)
+call("take_along_dim", real(5), ints(5, 6))
+call("take_along_dim", real(5, 2), ints(10, 6))
+twice = torch.tensor([[0, 3, 0], [1, 4, 1]])
+call("scatter", real(2, 5), 1, twice, real(2, 3))
+call("scatter", real(2, 5), 1, twice, 0.5)
+call("scatter", real(2, 5), -1, twice, real(2, 3), reduce="add")
+call("scatter", real(3, 5), 1, twice, real(2, 4))
+call("scatter_add", real(2, 5), 1, twice, real(2, 3))
+call("scatter_add", real(3, 5, 4), 1, ints(5, 3, 6, 4), real(3, 6, 4))
+for how in ("sum", "prod", "mean", "amax", "amin"):
+    call("scatter_reduce", real(2, 5), 1, twice, real(2, 3), how)
+    call("index_reduce", real(2, 5, 3), 1, torch.tensor([0, 3, 0]), real(2, 3, 3), how) if how != "sum" else None
+call("index_copy", real(2, 5, 3), 1, torch.tensor([0, 3, 0]), real(2, 3, 3))
+call("index_fill", real(2, 5, 3), 1, torch.tensor([0, 3]), 0.5)
+call("index_fill", real(2, 5, 3), 1, torch.tensor([0, 3]), real())
 call("prelu", real(2, 3, 4), real(3))
 call("prelu", real(2, 3, 4), real(1))
 call("glu", real(2, 6))
@@ -415,6 +434,7 @@ call("lstm_cell", real(2, 3), [real(2, 4), real(2, 4)], real(16, 3), real(16, 4)
 call("lstm_cell", real(3, 3), [real(3, 3), real(3, 3)], real(12, 3), real(12, 3))
 
 NOT_CALLED: dict[str, str] = {
+    "aten._grouped_mm": "no float64; see test_positions.py",
     "aten.mkldnn_rnn_layer": "no float64; see lstm",
 }
 """Rows without an example, with the reason."""
@@ -1228,7 +1248,7 @@ def test_functions(name: str, inner: Function, width: int, groups: list[tuple[in
 
 @pytest.fixture(autouse=True)
 def _table_as_it_was() -> Iterator[None]:
-    tables = (rules.SIGNATURES, rules._RULES)
+    tables = (rules.SIGNATURES, rules._RULES, rules._POSITIONS)
     before = [dict(table) for table in tables]
     yield
     for table, rows in zip(tables, before, strict=True):

@@ -10,15 +10,27 @@ import torch
 from ..errors import SignatureError
 from ..signature import parse
 from .context import Rule
+from .positions import POSITIONS_RULES, PositionsRule
 from .recurrent import CELL_SIGNATURES, RECURRENT_RULES
 from .shape import SHAPE_RULES
 from .table import SIGNATURES
 from .text import Row
 
-__all__ = ["SIGNATURES", "Row", "Rule", "is_pointwise", "op_name", "register", "rule_for", "signature_for"]
+__all__ = [
+    "SIGNATURES",
+    "Row",
+    "Rule",
+    "is_pointwise",
+    "op_name",
+    "positions_rule_for",
+    "register",
+    "rule_for",
+    "signature_for",
+]
 
 SIGNATURES.update(CELL_SIGNATURES)
 _RULES: dict[str, Rule] = {**SHAPE_RULES, **RECURRENT_RULES}
+_POSITIONS: dict[str, PositionsRule] = dict(POSITIONS_RULES)
 
 
 def op_name(op: object) -> str:
@@ -63,6 +75,11 @@ def rule_for(op: object) -> Rule | None:
     return _RULES.get(op_name(op))
 
 
+def positions_rule_for(op: object) -> PositionsRule | None:
+    """Return the rule for an operation on values that are positions, if there is one."""
+    return _POSITIONS.get(op_name(op))
+
+
 def register(op: Callable[..., Any] | str, row: Row, *, override: bool = False) -> None:
     """Say how an operation treats its axes.
 
@@ -94,9 +111,10 @@ def register(op: Callable[..., Any] | str, row: Row, *, override: bool = False) 
         found = getattr(getattr(torch.ops, namespace), base, None)
     if isinstance(row, str):
         _check(name, found, row)
-    if (name in SIGNATURES or name in _RULES) and not override:
+    if any(name in table for table in (SIGNATURES, _RULES, _POSITIONS)) and not override:
         raise SignatureError(f"{name} has a rule already; pass override=True to replace it")
     _RULES.pop(name, None)
+    _POSITIONS.pop(name, None)
     SIGNATURES[name] = row
 
 

@@ -322,20 +322,9 @@ def _pad_constant(ctx: Context, self: Value, pad: Sequence[int], value: Any = 0)
     return _pad(ctx, self, pad)
 
 
-def _extreme(ctx: Context, self: Value, *args: Any, **kwargs: Any) -> Axes | list[Axes]:
-    """``max`` and ``min``: of all, of two tensors, or along an axis with the place where it stands."""
-    axes = ctx.axes(self)
-    named = [*args, *(kwargs[name] for name in ("other", "dim", "keepdim") if name in kwargs)]
-    if not named:
-        return []
-    if isinstance(named[0], Value):
-        return broadcast([axes, ctx.axes(named[0])])
-    dim, keepdim = named[0] % max(len(axes), 1), bool(named[1:] and named[1])
-    place = ctx.results[1] if len(ctx.results) > 1 else None
-    if place is not None and place.used:
-        ctx.pin(axes[dim : dim + 1], "the place of the largest or smallest unit is used")
-    kept = [factor(1) if i == dim else axis for i, axis in enumerate(axes) if i != dim or keepdim]
-    return [kept, kept]
+def _extreme(ctx: Context, self: Value, other: Value | None = None) -> Axes:
+    """``max`` and ``min`` of all, or of two tensors; along an axis: :mod:`autoperm.rules.positions`."""
+    return broadcast([ctx.axes(self), ctx.axes(other)]) if other is not None else []
 
 
 _RENAMES = {
