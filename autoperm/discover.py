@@ -19,14 +19,13 @@ from .axes import broadcast
 from .errors import SignatureError
 from .graph import Call, Graph, Value, Where
 from .inputs import resolve_inputs
-from .presence import Arranged
 from .rules.bind import Binding, fresh
 from .rules.context import Axes
 from .rules.distinct import Spreads, differs_along
-from .rules.positions import Positions, counting, counting_axis, hand_on
+from .rules.meaning import Positions, counting, counting_axis, hand_on
 from .signature import parse
 from .spec import PermutationSpec
-from .terms import Misfit, Pin, Term, constant, factor, pin
+from .terms import Arranged, Misfit, Pin, Term, constant, factor, pin
 from .trace import trace
 from .write import write_spec
 

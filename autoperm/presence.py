@@ -22,22 +22,12 @@ one, then its axis is not present: the family collapses.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from .axes import collapse
-from .terms import CONSTANT, FACTOR, FAMILY, PRODUCT, SUM, Pin, Term, find, has_family, parts_of, pin
+from .terms import CONSTANT, FACTOR, FAMILY, PRODUCT, SUM, Arranged, Pin, Term, find, has_family, parts_of, pin
 
 Cell = tuple[tuple[Term, ...], ...]
 """The factors of each axis, left to right, without those of length 1."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arranged:
-    """An axis of slots, each of which belongs to a unit of ``by``; ``bag`` stands for what was sorted."""
-
-    axis: Term
-    by: Term
-    bag: object
 
 
 class AbsentError(Exception):

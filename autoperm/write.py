@@ -15,12 +15,12 @@ from string import ascii_lowercase
 
 from .axes import collapse
 from .graph import Call, Graph, Value
-from .presence import Arranged, Cell, all_cells, chosen_member, flatten, pin_disturbed, settle, varies_over, with_units
+from .presence import Cell, all_cells, chosen_member, flatten, pin_disturbed, settle, varies_over, with_units
 from .rules import op_name
 from .signature import Interleaving, Name, Pinned, Product, Sum
 from .signature import Term as Notation
 from .spec import Factor, PermutationSpec
-from .terms import CONSTANT, FAMILY, PRODUCT, SUM, Pin, Term, factor, find, has_family, parts_of, pin
+from .terms import CONSTANT, FAMILY, PRODUCT, SUM, Arranged, Pin, Term, factor, find, has_family, parts_of, pin
 
 
 class _CollapsedError(Exception):

@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..graph import Call, Value
-from ..terms import CONSTANT, PRODUCT, SUM, Term, find
+from ..terms import CONSTANT, FAMILY, PRODUCT, SUM, Term, find
 from .context import Axes
 
 NONZERO, MAYBE_ZERO, FLAT = range(3)
@@ -57,7 +57,7 @@ def differs_along(spread: Spread, axis: Term) -> bool:
 
 def _leaves(term: Term) -> Iterable[Term]:
     term = find(term)
-    if term.kind in (PRODUCT, SUM):
+    if term.kind in (PRODUCT, SUM, FAMILY):
         for child in term.children:
             yield from _leaves(child)
     elif term.size > 1 or term.kind == CONSTANT:

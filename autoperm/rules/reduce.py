@@ -203,6 +203,12 @@ def _fft(default: int | Sequence[int] | None) -> Callable[..., str]:
     return row
 
 
+def _count(input: Value, *weights: object, **__: object) -> str:
+    """Bins are ordered; what falls into them may come in any order."""
+    axes = " ".join(letters(input))
+    return ", ".join([axes, *(axes for weight in weights if isinstance(weight, Value))]) + " -> _"
+
+
 def _triangle(input: Value, *_: object) -> str:
     """What is kept depends on the place, but nothing moves: other axes may vary along these."""
     return "... i! j! -> ... i! j!"
@@ -233,6 +239,8 @@ REDUCTIONS: dict[str, Row] = {
     "aten.aminmax": _two(_aminmax),
     "aten.linalg_norm": _norm,
     "aten.count_nonzero": _reduce,
+    "aten.histc": _count,
+    "aten.bincount": _count,
     # order along an axis
     **{f"aten.{name}": cumulate for name in ("cumsum", "cumprod", "logcumsumexp")},
     **{f"aten.{name}": _two(cumulate) for name in ("cummax", "cummin")},
