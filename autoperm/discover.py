@@ -199,7 +199,8 @@ class _Discovery:
 
     def _apply(self, call: Call) -> None:
         results = [value for value in call.results if value is not None]
-        if not results:
+        if not results:  # numbers that come out are numbers of positions too
+            self._take_numbers(call)
             return
         try:
             found = self._results(call)

@@ -40,13 +40,13 @@ class Spread:
         along: axes along which no two values are equal.
         polynomial: the values are a polynomial in parameters and inputs.
         level: whether they may be zero, ``NONZERO``, ``MAYBE_ZERO`` or ``FLAT``.
-        source: the value whose numbers these are: a copy has the numbers of the original.
+        source: equal for values that are the same numbers: copies, and what is computed twice.
     """
 
     along: tuple[Term, ...] = ()
     polynomial: bool = False
     level: int = FLAT
-    source: Value | None = None
+    source: object = None
 
 
 def differs_along(spread: Spread, axis: Term) -> bool:
@@ -111,6 +111,7 @@ class Spreads:
     def __init__(self, calls: Sequence[Call]) -> None:
         self.known: dict[Value, Spread] = {}
         self.uses: dict[Value, int] = {}
+        self.sources: dict[object, object] = {}
         for call in calls:
             for value in call.operands():
                 self.uses[value] = self.uses.get(value, 0) + 1
@@ -118,7 +119,7 @@ class Spreads:
     def of(self, value: Value, axes: Axes) -> Spread:
         """Return what is known of a value with given axes."""
         if value not in self.known:
-            self.known[value] = initial(value, axes)
+            self.known[value] = replace(initial(value, axes), source=value)
         return self.known[value]
 
     def follow(self, name: str, call: Call, axes: Mapping[Value, Axes]) -> None:
@@ -127,11 +128,23 @@ class Spreads:
         for value in operands:
             self.of(value, axes.get(value, []))
         spread = self._follow(name.removeprefix("aten."), call, operands, axes)
+        source = self._source(call) if spread.source is None else spread.source
         for result in call.results:
             if result is not None and result in axes:
                 leaves = {leaf for axis in axes[result] for leaf in _leaves(axis)}
                 along = tuple(leaf for term in spread.along for leaf in _leaves(term) if leaf in leaves)
-                self.known[result] = replace(spread, along=along)
+                self.known[result] = replace(spread, along=along, source=source if len(call.results) == 1 else result)
+
+    def _source(self, call: Call) -> object:
+        """The same operation on the same numbers gives the same numbers."""
+
+        def key(item: object) -> object:
+            if isinstance(item, Value):
+                return id(self.known[item].source)
+            return tuple(map(key, item)) if isinstance(item, (list, tuple)) else repr(item)
+
+        arguments = (*call.args, *sorted(call.kwargs.items()))
+        return self.sources.setdefault((call.op, key(arguments)), object())
 
     def _follow(self, name: str, call: Call, operands: Sequence[Value], axes: Mapping[Value, Axes]) -> Spread:
         if not operands:
@@ -140,7 +153,7 @@ class Spreads:
         if any(isinstance(a, torch.dtype) and not a.is_floating_point for a in (*call.args, *call.kwargs.values())):
             return Spread()  # rounded
         if name in _SAME:
-            return replace(first, source=first.source or operands[0])
+            return first
         if name in _MOVED or name in _SUMS:
             lost = name in _SUMS and not first.polynomial
             level = MAYBE_ZERO if name in _SUMS and first.level else first.level
@@ -201,7 +214,7 @@ class Spreads:
                 return replace(a, level=a.level if number else FLAT, along=a.along if number else (), source=None)
             return replace(a, source=None)
         b = self.known[operands[1]]
-        if name == "pow" or (a.source or operands[0]) is (b.source or operands[1]):
+        if name == "pow" or a.source is b.source:
             return Spread()  # a value with itself: their difference is zero, their quotient is one
         polynomial = a.polynomial and b.polynomial and name != "div"
         # Where only one operand has an axis, the other is the same all along it. Where both have it, they may depend on

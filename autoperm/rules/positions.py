@@ -150,6 +150,8 @@ def _point(
 ) -> None:
     if ties or not ctx.is_distinct(value, along):
         ctx.pin([along], TIES)
+    if find(along).mixed:
+        return  # where all values are the same, their places decide, and are numbers
     ctx.note(place, Positions(along, once=once, bag=object()))
 
 

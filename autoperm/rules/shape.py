@@ -167,9 +167,13 @@ def _slice(
     return axes
 
 
-def _select(ctx: Context, self: Value, dim: int, index: int) -> Axes:
-    axes = ctx.axes(self)
+def _select(ctx: Context, self: Value, dim: int, index: Any) -> Axes:
+    axes = list(ctx.axes(self))
     dim %= len(axes)
+    if not isinstance(index, int):
+        ctx.pin([axes.pop(dim)], "a number that is computed says which unit is taken")
+        ctx.relate(axes)
+        return axes
     index %= axes[dim].size
     found = _cut(ctx, axes, dim, index, index + 1)
     del found[dim]
