@@ -339,9 +339,9 @@ call("diag_embed", real(3, 4), 0, 0, 2)
 call("diag_embed", real(3, 4), 1)
 call("diag", real(4))
 call("diag", real(4, 4))
-for name in ("fft", "ifft", "hfft", "irfft", "fft2", "ifft2", "irfft2", "fftn", "ifftn", "irfftn"):
+for name in ("fft", "ifft", "hfft", "irfft", "fft2", "ifft2", "irfft2", "fftn", "ifftn", "irfftn", "hfft2", "hfftn"):
     call(f"fft_{name}", cplx(2, 4, 5))
-for name in ("rfft", "ihfft", "rfft2", "rfftn"):
+for name in ("rfft", "ihfft", "rfft2", "rfftn", "ihfft2", "ihfftn"):
     call(f"fft_{name}", real(2, 4, 5))
 call("fft_fft", real(2, 4, 5), 3, 1)
 call("fft_rfft2", real(4, 2, 5), None, [0, 2])
@@ -429,6 +429,56 @@ call("prelu", real(2, 3, 4), real(3))
 call("prelu", real(2, 3, 4), real(1))
 call("glu", real(2, 6))
 call("glu", real(6, 2), 0)
+# linear algebra
+square = real(2, 4, 4)
+symmetric = square @ square.mT + torch.eye(4)
+call("inverse linalg_inv linalg_inv_ex matrix_exp linalg_matrix_exp", square)
+call("linalg_pinv pinverse", real(3, 4))
+call("det linalg_det _linalg_det slogdet linalg_slogdet _linalg_slogdet", square)
+call("logdet linalg_cholesky linalg_cholesky_ex cholesky", symmetric)
+call("matrix_power linalg_matrix_power", square, 3)
+call("linalg_svdvals", real(2, 3, 4))
+call("linalg_eigvalsh", symmetric)
+call("linalg_solve linalg_solve_ex _linalg_solve_ex", square, real(2, 4, 3))
+call("linalg_solve _linalg_solve_ex", square, real(2, 4))
+call("linalg_solve", square, real(2, 3, 4), left=False)
+call("linalg_solve_triangular", square, real(2, 4, 3), upper=True)
+call("linalg_solve_triangular", square, real(2, 3, 4), upper=False, left=False)
+call("cholesky_solve", real(2, 4, 3), torch.linalg.cholesky(symmetric))
+call("renorm", real(3, 4, 5), 2, 1, 1.0)
+call("quantile nanquantile", real(3, 4), torch.tensor([0.2, 0.6], dtype=torch.float64), 1)
+call("quantile", real(3, 4), 0.3, -1, True)
+call("quantile", real(3, 4), torch.tensor(0.3, dtype=torch.float64))
+call("cross", real(4, 3, 5), real(4, 3, 5))
+call("cross", real(3, 4, 3), real(3, 4, 3), -1)
+rising = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+call("searchsorted", rising, real(4, 5))
+call("searchsorted", real(2, 3).cumsum(1), real(2, 5))
+call("searchsorted", real(2, 3), real(2, 5), sorter=torch.tensor([[0, 2, 1], [1, 0, 2]]))
+call("bucketize", real(4, 5), rising)
+call("dist", real(3, 4), real(4))
+call("pdist _pdist_forward", real(4, 3))
+call("pairwise_distance", real(2, 3, 4), real(3, 4))
+call("pairwise_distance", real(2, 3, 4), real(2, 3, 4), 1.0, 1e-6, True)
+for reduction in (0, 1, 2):
+    call("mse_loss l1_loss smooth_l1_loss huber_loss soft_margin_loss", real(3, 4), real(3, 4), reduction)
+    call("kl_div", real(3, 4), positive(3, 4), reduction)
+    call("binary_cross_entropy", real(3, 4).sigmoid(), positive(3, 4).fmod(1), positive(3, 4), reduction)
+    call("binary_cross_entropy_with_logits", real(3, 4), positive(3, 4).fmod(1), None, positive(4), reduction)
+    call("nll_loss nll_loss_nd nll_loss_forward", real(3, 4), torch.tensor([0, 3, 1]), positive(4), reduction, -100)
+    call("nll_loss2d nll_loss2d_forward", real(2, 4, 3, 2), ints(4, 2, 3, 2), positive(4), reduction, -100)
+    call("cross_entropy_loss", real(3, 4), real(3, 4).softmax(-1), positive(4), reduction)
+    call("cross_entropy_loss", real(3, 4, 2), ints(4, 3, 2), None, reduction, -100, 0.1)
+call("nll_loss cross_entropy_loss", real(4), torch.tensor(2))
+call("affine_grid_generator", real(2, 2, 3), [2, 1, 3, 4], False)
+call("affine_grid_generator", real(2, 3, 4), [2, 1, 3, 4, 2], True)
+solid = 2 * torch.rand(2, 6, 7, 2, 3, generator=_random, dtype=torch.float64) - 1
+call("grid_sampler_3d", real(2, 3, 4, 5, 3), solid, 0, 0, False)
+call("nansum nanmean", real(3, 4), [1], True)
+call("frobenius_norm", real(3, 4), [1])
+call("linalg_matrix_norm", real(2, 3, 4))
+call("linalg_matrix_norm", real(2, 3, 4), "nuc", [0, 2], True)
+call("detach_copy alias_copy lift", real(2, 3))
 # recurrent cells
 for op, gates in (("gru_cell", 3), ("rnn_tanh_cell", 1), ("rnn_relu_cell", 1)):
     call(op, real(2, 3), real(2, 4), real(gates * 4, 3), real(gates * 4, 4), real(gates * 4), real(gates * 4))
@@ -438,6 +488,7 @@ call("lstm_cell", real(3, 3), [real(3, 3), real(3, 3)], real(12, 3), real(12, 3)
 
 NOT_CALLED: dict[str, str] = {
     "aten._grouped_mm": "no float64; see test_positions.py",
+    "aten.pin_memory": "needs an accelerator",
     "aten.mkldnn_rnn_layer": "no float64; see lstm",
 }
 """Rows without an example, with the reason."""

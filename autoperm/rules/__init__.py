@@ -54,7 +54,8 @@ _POINTWISE = frozenset(
     for name in (
         "__and__ __or__ __xor__ __lshift__ __rshift__ where add sub mul div multiply subtract divide true_divide "
         "floor_divide greater greater_equal less less_equal not_equal maximum minimum clip square isfinite isnan isinf "
-        "masked_fill floor_divide logical_and logical_or complex polar"
+        "masked_fill floor_divide logical_and logical_or complex polar absolute negative fix isclose isreal "
+        "arccos arccosh arcsin arcsinh arctan arctan2 arctanh"
     ).split()
 )
 """Overloads of pointwise operations that PyTorch does not tag as such."""

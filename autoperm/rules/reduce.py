@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..graph import Value
 from .text import Row, dims_of, letters, optional, pinned_along, put
@@ -132,6 +133,10 @@ def _norm(
     return f"{operand} -> {', '.join(inside)} ->{result}"
 
 
+def _matrix_norm(input: Value, ord: object = "fro", dim: Sequence[int] = (-2, -1), *rest: Any, **kw: Any) -> str:
+    return _norm(input, ord, dim, *rest, **kw)
+
+
 def _vector_norm(
     input: Value, ord: object = 2, dim: int | Sequence[int] | None = None, keepdim: bool = False, **_: object
 ) -> str:
@@ -230,6 +235,8 @@ REDUCTIONS: dict[str, Row] = {
     "aten._log_softmax": _softmax,
     # reductions
     **{f"aten.{name}": _reduce for name in ("sum", "mean", "amax", "amin", "logsumexp", "prod", "any", "all")},
+    **{f"aten.{name}": _reduce for name in ("nansum", "nanmean", "frobenius_norm")},
+    "aten.linalg_matrix_norm": _matrix_norm,
     "aten.linalg_vector_norm": _vector_norm,
     "aten.norm": _vector_norm,
     "aten.var": _variance,
@@ -255,8 +262,8 @@ REDUCTIONS: dict[str, Row] = {
     "aten.triu": _triangle,
     "aten.tril": _triangle,
     **{f"aten.fft_{name}": _fft(-1) for name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")},
-    **{f"aten.fft_{name}": _fft((-2, -1)) for name in ("fft2", "ifft2", "rfft2", "irfft2")},
-    **{f"aten.fft_{name}": _fft(None) for name in ("fftn", "ifftn", "rfftn", "irfftn")},
+    **{f"aten.fft_{name}": _fft((-2, -1)) for name in ("fft2", "ifft2", "rfft2", "irfft2", "hfft2", "ihfft2")},
+    **{f"aten.fft_{name}": _fft(None) for name in ("fftn", "ifftn", "rfftn", "irfftn", "hfftn", "ihfftn")},
     **{f"aten.fft_{name}": _ordered_along(None) for name in ("fftshift", "ifftshift")},
     "aten.view_as_real": "... -> ... 2",
     "aten.view_as_complex": "... 2 -> ...",

@@ -8,7 +8,7 @@ from typing import Any
 from ..axes import broadcast, concatenate, regroup
 from ..cutting import cut, restrict
 from ..graph import Value
-from ..terms import MISFIT, Misfit, Term, constant, factor, is_pinned, pin, product
+from ..terms import MISFIT, Misfit, Pin, Term, constant, factor, is_pinned, pin, product
 from .context import Axes, Context, Rule
 
 
@@ -279,6 +279,11 @@ def _filled(ctx: Context, *_: Any, **__: Any) -> Axes:
     return [constant(size) for size in ctx.result.shape]
 
 
+def _random(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
+    """Only the shape is taken. Each place draws its own number, in a fixed order."""
+    return [factor(size, Pin("random numbers", ctx.call)) for size in ctx.result.shape]
+
+
 def _broadcast_tensors(ctx: Context, tensors: Sequence[Value]) -> list[Axes]:
     shape = ctx.result.shape
     return [_stretch(ctx.axes(value), shape) for value in tensors]
@@ -348,6 +353,19 @@ _RENAMES = {
     "swapdims": "transpose",
     "moveaxis": "movedim",
     "tile": "repeat",
+    "ravel": "view",
+    "unsafe_split": "split",
+    "unsafe_split_with_sizes": "split",
+    "unsafe_chunk": "chunk",
+    "empty_permuted": "empty",
+    "empty_strided": "empty",
+    "new_empty_strided": "new_empty",
+    **{
+        f"{name}_copy": name
+        for name in "expand permute select slice split squeeze t transpose unbind unsqueeze view".split()
+    },
+    "split_with_sizes_copy": "split",
+    "narrow_copy": "narrow",
 }
 
 _RULES: dict[str, Rule] = {
@@ -377,6 +395,7 @@ _RULES: dict[str, Rule] = {
     "constant_pad_nd": _pad_constant,
     "meshgrid": _meshgrid,
     "broadcast_tensors": _broadcast_tensors,
+    **dict.fromkeys(("rand_like", "randn_like", "randint_like"), _random),
     **dict.fromkeys(("max", "min", "median", "nanmedian"), _extreme),
     **dict.fromkeys(
         ("zeros", "ones", "full", "empty", "scalar_tensor", "zeros_like", "ones_like", "full_like", "empty_like"),

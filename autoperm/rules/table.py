@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from ..graph import Value
+from .algebra import ALGEBRA
 from .contract import CONTRACTIONS
 from .kernels import KERNELS
 from .lookup import READS, WRITES, Numbers
@@ -117,7 +118,7 @@ def _glu(input: Value, dim: int = -1) -> str:
 _SAME = (
     "clone alias detach contiguous dropout feature_dropout alpha_dropout lift_fresh lift_fresh_copy _to_copy to "
     "positive view_as conj resolve_conj resolve_neg real imag nan_to_num hardtanh logit log_sigmoid "
-    "_conj _neg_view mish softplus hardswish silu gelu"
+    "_conj _neg_view mish softplus hardswish silu gelu detach_copy alias_copy lift pin_memory"
 ).split()
 
 SIGNATURES: dict[str, Row] = {
@@ -125,6 +126,7 @@ SIGNATURES: dict[str, Row] = {
     **CONTRACTIONS,
     **REDUCTIONS,
     **KERNELS,
+    **ALGEBRA,
     # images
     **{f"aten.{kind}_pool{n}d": _pool(n) for n in (1, 2, 3) for kind in ("avg", "max")},
     **{f"aten.max_pool{n}d_with_indices": _pool(n, results=2) for n in (1, 2, 3)},
