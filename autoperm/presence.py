@@ -10,6 +10,10 @@ units of stacked experts. All follow from one law:
 Every parameter, every activation and every tensor inside an operation counts. Where X stands twice in a tensor, "the
 position of X" says nothing, unless one of the two stands in T's own axis.
 
+An axis may be there without being written. Slots that are sorted by unit of ``X`` (:mod:`autoperm.rules.positions`)
+belong each to one unit of ``X``, so ``X`` is present wherever they are; and a tensor whose values are positions along
+``X`` is its one-hot tensor, which has the axis ``X``.
+
 A tensor is looked at in **cells**: choose one part of every sum in its axes, and what is left is a plain product of
 factors in each axis. A family is read at the part that was chosen. If no part of its axis was chosen, or more than
 one, then its axis is not present: the family collapses.
@@ -24,9 +28,12 @@ from .axes import collapse
 from .terms import (
     APART,
     CONSTANT,
+    FACTOR,
     FAMILY,
     PRODUCT,
     SUM,
+    Arranged,
+    Pin,
     Term,
     find,
     has_family,
@@ -192,6 +199,53 @@ def flatten(terms: Iterable[Term]) -> list[Term]:
         elif term.kind != CONSTANT:
             flat.append(term)
     return flat
+
+
+# --- arranged axes, whose slots belong each to a unit of another axis
+
+
+def pin_disturbed(arranged: Sequence[Arranged], fixed: Iterable[Sequence[Term]]) -> list[Arranged]:
+    """Pin what an arranged axis is sorted by, if something needs the order of the slots.
+
+    Args:
+        arranged: the axes; a unit's permutation moves its slots in a way that depends on the data.
+        fixed: the terms of all tensors that do not move with the data: the parameters and buffers.
+
+    Returns:
+        The arranged axes that are still an axis by themselves: each slot belongs to a unit.
+    """
+    roots = [find(each.axis) for each in arranged]
+    taken = {leaf for axes in fixed for axis in axes for leaf in _factors(axis)}
+    kept = []
+    for each, root in zip(arranged, roots, strict=True):
+        alone = root.kind == FACTOR and root not in taken and roots.count(root) == 1
+        if not alone or root.pin is not None:
+            why = root.pin or Pin("the order of what is sorted by these positions matters")
+            pin(root, why)
+            pin(each.by, why)
+        if alone:
+            kept.append(each)
+    return kept
+
+
+def with_units(axes: Sequence[Term], arranged: Sequence[Arranged]) -> list[Term]:
+    """Add to a tensor's axes, for each arranged one, the axis to a unit of which each slot belongs."""
+    found = list(axes)
+    for each in arranged:
+        root = find(each.axis)
+        times = [flatten([axis]).count(root) for axis in axes]
+        if times and sum(times) == sum(list(_factors(axis)).count(root) for axis in axes):  # not within a sum
+            found += [each.by] * sum(times)
+    return found
+
+
+def _factors(term: Term) -> Iterator[Term]:
+    term = find(term)
+    if term.kind in (PRODUCT, SUM, FAMILY):
+        for child in term.children:
+            yield from _factors(child)
+    else:
+        yield term
 
 
 def settle(tensors: Sequence[Sequence[Term]]) -> None:

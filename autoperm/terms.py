@@ -84,6 +84,15 @@ class Term:
         return f"{name}{root.order}[{root.size}]{'!' if root.pin else ''}" + (f"({inside})" if inside else "")
 
 
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """An axis of slots, each of which belongs to a unit of ``by``; ``bag`` stands for what was sorted."""
+
+    axis: Term
+    by: Term
+    bag: object
+
+
 def find(term: Term) -> Term:
     """Return the representative of a term."""
     root = term

@@ -17,12 +17,12 @@ from string import ascii_lowercase
 
 from .axes import collapse
 from .graph import Call, Graph, Value
-from .presence import Cell, Members, all_cells, flatten, settle, varies_over
+from .presence import Cell, Members, all_cells, flatten, pin_disturbed, settle, varies_over, with_units
 from .rules import op_name
 from .signature import Interleaving, Name, Pinned, Product, Sum
 from .signature import Term as Notation
 from .spec import Factor, PermutationSpec
-from .terms import CONSTANT, FAMILY, PRODUCT, SUM, Pin, Term, factor, find, has_family, parts_of, pin
+from .terms import CONSTANT, FAMILY, PRODUCT, SUM, Arranged, Pin, Term, factor, find, has_family, parts_of, pin
 
 Tree = Term | tuple[str, list["Tree"]]
 """A leaf term, or ("product" | "sum" | "turns" | "turn", children)."""
@@ -84,7 +84,11 @@ class Inference:
 
 
 def conclude(
-    graph: Graph, tensors: Sequence[Sequence[Term]], terms: Mapping[Value, Sequence[Term]], unknown: Sequence[object]
+    graph: Graph,
+    tensors: Sequence[Sequence[Term]],
+    terms: Mapping[Value, Sequence[Term]],
+    unknown: Sequence[object],
+    arranged: Sequence[Arranged] = (),
 ) -> Inference:
     """Settle terms, and see how the axes of a graph's tensors are written.
 
@@ -93,9 +97,18 @@ def conclude(
         tensors: the terms of every tensor, those of the graph's own tensors first and in their order.
         terms: the terms of every value.
         unknown: operations that no rule knew.
+        arranged: axes that are sorted by the positions along another.
     """
     values = list(dict.fromkeys(graph.tensors.values()))
-    settled, written = _settle_and_write(tensors, values)
+    parameters = tensors[: len(values)]
+    while True:
+        arranged = pin_disturbed(arranged, parameters)
+        computed = (
+            [with_units(axes, arranged) for axes in tensors[len(values) :]] if arranged else tensors[len(values) :]
+        )
+        settled, written = _settle_and_write([*parameters, *computed], values)
+        if len(pin_disturbed(arranged, parameters)) == len(arranged):
+            break
     _pin_unused(settled)
     merges = _neighbours(settled, written.values())
     trees = {value: [_merged_tree(tree, merges) for tree in axes] for value, axes in written.items()}
