@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from string import Template
 from typing import Any
 
 Record = dict[str, Any]
-Reference = dict[str, float]
+Reference = dict[tuple[str, str], float]
+"""By suite and name."""
+
 
 TITLES = {
     "torchvision": "torchvision: image classifiers",
@@ -25,9 +28,12 @@ SLACK = 0.06
 ROUNDING = 1e-8
 
 
-def page(records: Sequence[Record], reference: Reference, template: Path) -> str:
+def page(records: Sequence[Record], reference_orders: Mapping[str, float], template: Path) -> str:
     """Fill the template."""
     ours = [record for record in records if record["tool"] == "autoperm"]
+    # The reference goes by name; where two suites have a model of one name it is the first one's.
+    first = {record["name"]: key(record) for record in reversed(ours)}
+    reference = {first[name]: order for name, order in reference_orders.items() if name in first}
     peers = [record for record in records if record["tool"] != "autoperm"]
     suites = list(dict.fromkeys(record["suite"] for record in ours))
     tables = [block for suite in suites for block in suite_tables(suite, ours, reference)]
@@ -45,6 +51,11 @@ def page(records: Sequence[Record], reference: Reference, template: Path) -> str
 # --- what a record says
 
 
+def key(record: Record) -> tuple[str, str]:
+    """Suite and name."""
+    return record["suite"], record["name"]
+
+
 def is_traced(record: Record) -> bool:
     """Whether there is a specification."""
     return record["status"] == "traced"
@@ -57,7 +68,7 @@ def is_sound(record: Record) -> bool:
 
 def reaches(record: Record, reference: Reference) -> bool:
     """Whether a group is as large as the reference says."""
-    return is_traced(record) and record["log10_order"] >= reference[record["name"]] - SLACK
+    return is_traced(record) and record["log10_order"] >= reference[key(record)] - SLACK
 
 
 def ratio(record: Record) -> float:
@@ -100,7 +111,7 @@ def percent(numbers: Sequence[float]) -> str:
 def summary(ours: Sequence[Record], reference: Reference) -> str:
     """The page in one table."""
     traced = [record for record in ours if is_traced(record)]
-    known = [record for record in ours if record["name"] in reference]
+    known = [record for record in ours if key(record) in reference]
     sound = sum(map(is_sound, ours))
     narrow = sum(is_sound(record) and record["soundness"]["error"] > ROUNDING for record in ours)
     how = Counter(record["traced"] for record in traced)
@@ -145,13 +156,13 @@ def suite_tables(suite: str, ours: Sequence[Record], reference: Reference) -> li
     head = ["model", "sound", "parameters", "nodes", "log10 order", "reference", "groups", "trace (s)", "discover (s)"]
     rows = []
     for record in records:
-        floor = f"{reference[record['name']]:.1f}" if record["name"] in reference else ""
+        floor = f"{reference[key(record)]:.1f}" if key(record) in reference else ""
         if not is_traced(record):
             size = count(record["parameters"]) if "parameters" in record else ""
             rows.append([code(record["name"]), record["status"], size, "", "", floor, "", "", ""])
             continue
         order = f"{record['log10_order']:.1f}"
-        less = record["name"] in reference and not reaches(record, reference)
+        less = key(record) in reference and not reaches(record, reference)
         rows.append(
             [
                 code(record["name"]),
@@ -233,15 +244,16 @@ def exceptions(ours: Sequence[Record], reference: Reference) -> str:
                 f"* {name}: **not sound**: a difference of {soundness['error']:.1e}, where a wrong permutation makes "
                 f"{soundness['wrong'] or float('nan'):.1e}; factors that do so alone: {factors}."
             )
-        if record["name"] in reference and not reaches(record, reference):
-            floor = reference[record["name"]]
+        if key(record) in reference and not reaches(record, reference):
+            floor = reference[key(record)]
             lines.append(f"* {name}: finds 10^{record['log10_order']:.1f}, the reference has 10^{floor:.1f}.")
     return "\n".join(lines) or "Nothing: every model is traced, sound, and as large as its reference."
 
 
 def first_line(text: str) -> str:
-    """The first line of an error, not too long."""
-    line = " ".join(text.strip().splitlines()[:2])
+    """The first lines of an error, not too long, without the folders of the machine it was measured on."""
+    line = " ".join(" ".join(text.strip().splitlines()[:2]).split())
+    line = re.sub(r"/\S*/(?:site-packages|lib/python[\d.]+)/", "", line)
     return line if len(line) <= 220 else line[:217] + "..."
 
 
@@ -281,16 +293,16 @@ def peer_table(ours: Sequence[Record], peers: Sequence[Record], reference: Refer
     if not peers:
         return "Not measured."
     tools = sorted({record["tool"] for record in peers})
-    by = {(record["suite"], record["name"], record["tool"]): record for record in peers}
-    shown = {(record["suite"], record["name"]) for record in peers}
+    by = {(*key(record), record["tool"]): record for record in peers}
+    shown = set(map(key, peers))
     right: Counter[str] = Counter()
     rows = []
-    for own in (record for record in ours if (record["suite"], record["name"]) in shown):
+    for own in (record for record in ours if key(record) in shown):
         name = own["name"]
-        others = [by.get((own["suite"], name, tool)) for tool in tools]
+        others = [by.get((*key(own), tool)) for tool in tools]
         sound = [other for other in others if other and other["status"] == "ran" and other["error"] <= ROUNDING]
         orders = [record["log10_order"] for record in [*sound, *([own] if is_sound(own) else [])]]
-        floor = max([*orders, reference.get(name, 0.0)])
+        floor = max([*orders, reference.get(key(own), 0.0)])
         cells = [own_cell(own, floor), *(peer_cell(other, floor) for other in others)]
         for tool, cell in zip(("autoperm", *tools), cells, strict=True):
             right[tool] += cell.startswith("right")

@@ -174,6 +174,7 @@ def soundness(spec: PermutationSpec, model: nn.Module, inputs: Sequence[Any], li
     random.Random(0).shuffle(free)
     error = max((judge.error(draw(spec, free, generator).apply(judge.model)) for _ in range(DRAWS)), default=0.0)
     wrong = [found for factor in free[:BROKEN] if (found := broken(spec, factor, judge, generator)) is not None]
+    typical = statistics.median(wrong) if wrong else None
 
     start, done, guilty, ratio = time.perf_counter(), 0, [], 0.0
     for factor in free:
@@ -186,14 +187,13 @@ def soundness(spec: PermutationSpec, model: nn.Module, inputs: Sequence[Any], li
         if judge.narrow and found > ROUNDING:
             # Rounding has no fixed size, so the measure is what this factor does where it is permuted wrongly.
             reference = [broken(spec, factor, judge, generator) for _ in range(3)]
-            worst = max((value for value in reference if value is not None), default=0.0)
+            worst = max((value for value in reference if value is not None), default=typical or 0.0)
             allowed = APART * worst
             ratio = max(ratio, found / worst if worst else float("inf"))
         if not found <= allowed:
             guilty.append(factor.name)
     if judge.error(copy_model(judge.model)) != 0.0:
         raise RuntimeError("the model does not compute the same again, so nothing that was compared means anything")
-    typical = statistics.median(wrong) if wrong else None
     bound = ROUNDING if not judge.narrow else max(ROUNDING, APART * (typical or 0.0))
     return {
         "sound": not guilty and bool(error <= bound),

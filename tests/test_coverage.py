@@ -156,7 +156,7 @@ def test_the_page_lists_what_is_not_as_it_should_be() -> None:
             traced(name="small"),
             traced(name="unsound", soundness=wrong),
             record(name="slow", status="timeout", problem="not done after 9 s"),
-            record(name="opaque", status="not traced", problem="control flow\n  depends on data"),
+            record(name="opaque", status="not traced", problem="control flow\n  /a/b/site-packages/c.py:3"),
         ],
         {"net": 4.6, "small": 9.0},
     )
@@ -165,9 +165,15 @@ def test_the_page_lists_what_is_not_as_it_should_be() -> None:
     assert "`small`: finds 10^4.6, the reference has 10^9.0" in listed
     assert "`unsound`: **not sound**" in listed
     assert "`slow`: timeout" in listed
-    assert "`opaque`: not traced. `control flow" in listed
+    assert "`opaque`: not traced. `control flow c.py:3`" in listed
     assert "| sound | 2 |" in text
     assert "| traced | 3 (3 by export) |" in text
+
+
+def test_a_reference_is_of_the_first_suite_that_has_the_name() -> None:
+    text = write([traced(suite="torchvision", log10_order=9.0), traced(suite="modules")], {"net": 9.0})
+    assert "`net`: finds" not in text
+    assert "| 1 of 1 that have one |" in text
 
 
 def test_the_page_judges_other_tools_alike() -> None:
