@@ -245,7 +245,9 @@ def _family_family(a: Term, b: Term, depth: int) -> None:
         _unify(member, restrict(b, [(over, start, start + part.size)]), depth)
         start += part.size
     a, b = find(a), find(b)
-    if a is not b:
+    if _occurs(a, b) or _occurs(b, a):  # equating the members has put one inside the other
+        _unify(a, b, depth)
+    elif a is not b:
         pinned, rigid = b.pin, b.rigid
         b.parent = a
         if pinned is not None:
