@@ -29,7 +29,6 @@ from .terms import (
     CONSTANT,
     FACTOR,
     FAMILY,
-    MISFIT,
     PRODUCT,
     SUM,
     Misfit,
@@ -43,6 +42,7 @@ from .terms import (
     has_family,
     is_pinned,
     members_of,
+    misfit,
     parts_of,
     pin,
     product,
@@ -120,8 +120,9 @@ def _unify(a: Term, b: Term, depth: int) -> None:
             raise Misfit("structures too deep")
         _SOLVE[a.kind, b.kind](a, b, depth + 1)
     except Misfit:
-        pin(a, MISFIT)
-        pin(b, MISFIT)
+        why = misfit()
+        pin(a, why)
+        pin(b, why)
 
 
 def _core(term: Term) -> Term:
@@ -286,9 +287,10 @@ def meet(a: Term, b: Term) -> Term:
     try:
         return _meet_mixed(a, b)
     except Misfit:
-        pin(a, MISFIT)
-        pin(b, MISFIT)
-        return factor(a.size, MISFIT)
+        why = misfit()
+        pin(a, why)
+        pin(b, why)
+        return factor(a.size, why)
 
 
 def _meet_mixed(a: Term, b: Term) -> Term:

@@ -8,7 +8,7 @@ from typing import Any
 from ..axes import broadcast, concatenate, regroup
 from ..cutting import cut, restrict
 from ..graph import Value
-from ..terms import MISFIT, Misfit, Pin, Term, constant, factor, factors, is_pinned, pin, product
+from ..terms import Misfit, Pin, Term, constant, factor, factors, is_pinned, misfit, pin, product
 from .context import Axes, Context, Rule
 
 
@@ -42,9 +42,10 @@ def _view(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
         try:
             found += regroup(inputs, outputs)
         except Misfit:
+            why = misfit()
             for term in inputs:
-                pin(term, MISFIT)
-            found += [factor(size, MISFIT) for size in outputs]
+                pin(term, why)
+            found += [factor(size, why) for size in outputs]
         else:
             inside += [part for term in inputs for part in factors(term)]
     # Of two copies of an axis, a factor may stand beside one before and beside the other after: here it stands alone.
@@ -117,7 +118,7 @@ def _repeat_interleave(ctx: Context, self: Value, repeats: Any = None, dim: int 
         rest = [] if dim is None else [axis for i, axis in enumerate(axes) if i != place]
         ctx.pin([axis for axis in axes if axis not in rest], "repeated a different number of times along the axis")
         ctx.relate(rest)
-        return [*rest[:place], factor(ctx.result.shape[place], MISFIT), *rest[place:]]
+        return [*rest[:place], factor(ctx.result.shape[place], misfit()), *rest[place:]]
     if dim is None:
         axes, dim = [product(axes)], 0
     axes[dim] = product([axes[dim], constant(repeats)]) if axes[dim].size > 1 else constant(repeats)
@@ -131,9 +132,9 @@ def _cut(ctx: Context, axes: Axes, dim: int, start: int, stop: int) -> Axes:
     try:
         piece, handles = cut(axes[dim], start, stop)
     except Misfit:
-        ctx.pin([axes[dim]], "sliced across the rows of a product of axes")
+        ctx.pin([axes[dim]], "sliced across the rows of a product of axes", gap=True)
         ctx.relate(axes[:dim] + axes[dim + 1 :])
-        piece, handles = factor(stop - start, MISFIT), []
+        piece, handles = factor(stop - start, misfit()), []
     return [piece if i == dim else restrict(axis, handles) for i, axis in enumerate(axes)]
 
 
@@ -167,9 +168,9 @@ def _slice(
         found = _cut(ctx, [*axes[:dim], *table, *axes[dim + 1 :]], dim + 1, low, low + 1)
         del found[dim + 1]
         return found
-    ctx.pin([axes[dim]], f"every {step}-th unit is taken")
+    ctx.pin([axes[dim]], f"every {step}-th unit is taken", gap=True)
     ctx.relate(axes[:dim] + axes[dim + 1 :])
-    axes[dim] = factor(ctx.result.shape[dim], MISFIT)
+    axes[dim] = factor(ctx.result.shape[dim], misfit())
     return axes
 
 
@@ -256,8 +257,8 @@ def _slice_scatter(
         new = [*source[: dim + 1], factor(1), *source[dim + 1 :]]
         found = _overwrite(ctx, split, new, dim + 1, low, low + 1)
         return [*found[:dim], product(found[dim : dim + 2]), *found[dim + 2 :]]
-    ctx.pin([*axes, *source], f"every {step}-th unit is overwritten")
-    return [factor(axis.size, MISFIT) for axis in axes]
+    ctx.pin([*axes, *source], f"every {step}-th unit is overwritten", gap=True)
+    return [factor(axis.size, misfit()) for axis in axes]
 
 
 def _overwrite(ctx: Context, axes: Axes, source: Axes, dim: int, start: int, stop: int) -> Axes:
