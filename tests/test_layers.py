@@ -38,8 +38,8 @@ RIGHT_OF_THE_WAIST = [
     "spec", "permutation", "layout", "equivalence", "report", "matching", "merge", "renormalize", "interpolate", "plot",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
-    "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence", "rules", "write",
-    "discover", "inputs",
+    "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence",
+    "rules", "write", "discover", "inputs",
 }  # fmt: skip
 
 DOORS = {
