@@ -164,8 +164,8 @@ def _culprits(spec: PermutationSpec, reference: Reference) -> str:
     ]
     if reference.noise() > reference.tolerance:
         return (
-            "So does rounding its weights: on these inputs rounding decides the path (ties in a routing, in a threshold, "
-            "among boxes that overlap), and nothing can be told. Verify on others."
+            "So does rounding its weights: on these inputs rounding decides the path (ties in a routing, a threshold, "
+            "or among boxes that overlap), and nothing can be told. Verify on others."
         )
     if not wrong:
         return "No factor does so alone. Is the precision of the model enough?"
