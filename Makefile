@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: all demo test docs benchmark clean
+.PHONY: all demo test docs benchmark coverage clean
 
 all: test docs
 
@@ -32,5 +32,25 @@ benchmark: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps rebasin torchview graphviz
 	$(BIN)/python benchmarks/digits.py --cache .benchmarks
 
+# Models of the zoo, in an environment of their own: its pins, and no package beside torch's CPU build pulls in another.
+ZOO ?= ../shared/zoo
+ZOO_BIN := .zoo-venv/bin
+ZOO_STAMP := .zoo-venv/.installed
+
+$(ZOO_STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .zoo-venv
+	$(ZOO_BIN)/python -m pip install --quiet -c constraints.txt torch
+	$(ZOO_BIN)/python -m pip install --quiet -c constraints.txt \
+		numpy scipy networkx einops hypothesis requests tqdm transformers==5.23.0
+	$(ZOO_BIN)/python -m pip install --quiet --no-deps \
+		torchvision==0.28.0 diffusers==0.42.1 pillow importlib_metadata zipp
+	$(ZOO_BIN)/python -m pip install --quiet --no-deps rebasin==0.0.47 torch-pruning==1.6.1 torchview graphviz
+	$(ZOO_BIN)/python -m pip install --quiet --no-deps -e .
+	touch $@
+
+# Hours. What is measured is kept in .coverage-zoo, so that an interrupted run goes on.
+coverage: $(ZOO_STAMP)
+	$(ZOO_BIN)/python benchmarks/coverage.py --zoo $(ZOO) --cache .coverage-zoo --out docs/coverage.md
+
 clean:
-	rm -rf .venv site dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .zoo-venv site dist build .mypy_cache .pytest_cache .ruff_cache .hypothesis

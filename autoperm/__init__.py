@@ -18,6 +18,7 @@ from .align import align as align
 from .discover import discover as discover
 from .errors import AutopermError as AutopermError
 from .evaluate import Evaluator as Evaluator
+from .explain import Explanation as Explanation
 from .interpolate import Curve as Curve
 from .interpolate import interpolate as interpolate
 from .matching import Match as Match
@@ -25,6 +26,8 @@ from .matching import Matcher as Matcher
 from .matching import weight_matching as weight_matching
 from .merge import lerp as lerp
 from .permutation import Permutation as Permutation
+from .probe import Probe as Probe
+from .probe import probe as probe
 from .renormalize import renormalize_batch_norm as renormalize_batch_norm
 from .rules import register as register
 from .spec import Factor as Factor

@@ -21,6 +21,7 @@ Families are optimistic: they assume that a factor may be permuted differently f
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 
 from .cutting import cut, cut_members, restrict, transpose
@@ -41,6 +42,7 @@ from .terms import (
     find,
     has_family,
     is_pinned,
+    members_of,
     parts_of,
     pin,
     product,
@@ -60,8 +62,15 @@ def make_rigid(term: Term, axes: Iterable[Term]) -> None:
     if term.kind == FAMILY and find(axis_of(term)) in {find(axis) for axis in axes}:
         collapse(term)
         return
-    for child in list(term.children):
+    for child in _inside(term):
         make_rigid(child, axes)
+
+
+def _inside(term: Term) -> list[Term]:
+    """Return what a term is made of, sums and families flat."""
+    if term.kind == SUM:
+        return list(parts_of(term))
+    return [member for _, member in members_of(term)] if term.kind == FAMILY else list(term.children)
 
 
 def collapse(term: Term) -> None:
@@ -69,8 +78,9 @@ def collapse(term: Term) -> None:
     term = find(term)
     if term.kind != FAMILY:
         return
-    over = [axis_of(term), *term.parts]
-    members = [member for member in map(find, term.children) if member is not term]
+    pairs = members_of(term)
+    over = [axis_of(term), *(part for part, _ in pairs if part.size > 1)]  # along one unit nothing can vary
+    members = [member for _, member in pairs if member is not term]
     first = members[0] if members else factor(term.size)
     for member in members[1:]:
         first = meet(first, member)
@@ -144,12 +154,23 @@ def _bind(a: Term, b: Term, depth: int) -> None:
     a.parent = b
     if a.pin is not None:
         pin(b, a.pin)
+    if len(a.rigid) > len(b.rigid) and b.kind == FACTOR:
+        a.rigid, b.rigid = b.rigid, a.rigid
     if a.rigid:
         make_rigid(b, a.rigid)
 
 
 def _occurs(a: Term, b: Term) -> bool:
-    return any(find(child) is a or _occurs(a, find(child)) for child in b.children if child.size >= a.size)
+    """Tell whether a term is somewhere inside another."""
+    stack, seen = [b], {b}
+    while stack:
+        for child in map(find, stack.pop().children):
+            if child is a:
+                return True
+            if child.children and child.size >= a.size and child not in seen:
+                seen.add(child)
+                stack.append(child)
+    return False
 
 
 def _product_product(a: Term, b: Term, depth: int) -> None:
@@ -181,7 +202,7 @@ def _merge(a: Term, b: Term) -> None:
 
 def _product_sum(a: Term, b: Term, depth: int) -> None:
     start = 0
-    for part in parts_of(b):
+    for part in list(parts_of(b)):
         piece, _ = cut(a, start, start + part.size)
         _unify_part(part, piece, depth)
         start += part.size
@@ -189,15 +210,15 @@ def _product_sum(a: Term, b: Term, depth: int) -> None:
 
 
 def _sum_sum(a: Term, b: Term, depth: int) -> None:
-    left, right = parts_of(a), parts_of(b)
+    left, right = deque(parts_of(a)), deque(parts_of(b))
     while left and right:
-        f, g = find(left.pop(0)), find(right.pop(0))
+        f, g = find(left.popleft()), find(right.popleft())
         if f.size > g.size:
             f, rest = _halves(f, g.size)
-            left.insert(0, rest)
+            left.appendleft(rest)
         elif g.size > f.size:
             g, rest = _halves(g, f.size)
-            right.insert(0, rest)
+            right.appendleft(rest)
         _unify_part(f, g, depth)
     _merge(a, b)
 
@@ -220,7 +241,7 @@ def _sum_family(a: Term, b: Term, depth: int) -> None:
 def _family_family(a: Term, b: Term, depth: int) -> None:
     start = 0
     over = axis_of(a)
-    for part, member in list(zip(a.parts, a.children, strict=True)):
+    for part, member in members_of(a):
         _unify(member, restrict(b, [(over, start, start + part.size)]), depth)
         start += part.size
     a, b = find(a), find(b)
@@ -273,15 +294,16 @@ def _meet_mixed(a: Term, b: Term) -> Term:
         if a.kind != FAMILY:
             a, b = b, a
         over, start, members = axis_of(a), 0, []
-        for part, member in zip(a.parts, a.children, strict=True):
+        pairs = members_of(a)
+        for part, member in pairs:
             members.append(meet(member, restrict(b, [(over, start, start + part.size)])))
             start += part.size
-        return family(over, a.parts, members)
+        return family(over, [part for part, _ in pairs], members)
     if a.kind == SUM or b.kind == SUM:
         if a.kind != SUM:
             a, b = b, a
         start, pieces = 0, []
-        for part in parts_of(a):
+        for part in list(parts_of(a)):
             pieces.append(meet(part, cut(b, start, start + part.size)[0]))
             start += part.size
         return total(pieces)
@@ -327,8 +349,7 @@ def split(term: Term, size: int) -> tuple[Term, Term]:
         halves = [factor(size), factor(term.size // size)]
         unify(term, product(halves))
         return halves[0], halves[1]
-    term.children = [factor(size, term.pin), factor(term.size // size, term.pin)]
-    term.kind = PRODUCT
+    term.become(PRODUCT, [factor(size, term.pin), factor(term.size // size, term.pin)])
     make_rigid(term, term.rigid)
     return term.children[0], term.children[1]
 

@@ -8,6 +8,7 @@ products of members, and a family of sums that is cut becomes a sum of families.
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 
 from .terms import (
@@ -24,6 +25,8 @@ from .terms import (
     factors,
     family,
     find,
+    is_nested,
+    members_of,
     parts_of,
     product,
     total,
@@ -55,8 +58,7 @@ def cut(term: Term, start: int, stop: int) -> tuple[Term, list[Handle]]:
     if term.kind == FAMILY:
         cut_members(term, [size for size in map(int.__sub__, bounds[1:], bounds) if size])
     elif term.kind == FACTOR:
-        term.children = [factor(size, term.pin) for size in map(int.__sub__, bounds[1:], bounds) if size]
-        term.kind = SUM
+        term.become(SUM, [factor(size, term.pin) for size in map(int.__sub__, bounds[1:], bounds) if size])
         for child in term.children:
             child.rigid = set(term.rigid)
     return _cut_sum(term, start, stop)
@@ -80,28 +82,47 @@ def _cut_product(term: Term, start: int, stop: int) -> tuple[Term, list[Handle]]
 
 
 def _cut_sum(term: Term, start: int, stop: int) -> tuple[Term, list[Handle]]:
-    children = parts_of(term)
-    pieces: list[Term] = []
-    found: list[Term] = []
-    offset = 0
-    for child in children:
-        low, high = max(start, offset) - offset, min(stop, offset + child.size) - offset
-        if low >= high or (low == 0 and high == child.size):
-            pieces.append(child)
-            if low < high:
-                found.append(child)
-        elif find(child).kind == PRODUCT and offset <= start and stop <= offset + child.size:
-            piece, inner = cut(child, low, high)
-            return piece, [(term, offset, offset + child.size), *inner]
-        else:
-            for lower, upper in ((0, low), (low, high), (high, child.size)):
-                if lower < upper:
-                    pieces.append(cut(child, lower, upper)[0])
-                    if lower == low:
-                        found.append(pieces[-1])
-        offset += child.size
-    term.children = pieces
-    return total(found), [(term, start, stop)]
+    index, offset = _locate(term, start)
+    part = find(term.children[index])
+    if part.kind == PRODUCT and stop <= offset + part.size and stop - start < part.size:
+        piece, handles = cut(part, start - offset, stop - offset)
+        return piece, [(term, offset, offset + part.size), *handles]
+    low, high = _divide(term, start, stop)
+    return total(term.children[low:high]), [(term, start, stop)]
+
+
+def _locate(term: Term, place: int) -> tuple[int, int]:
+    """Return in which part of a sum (of a family's axis) a place lies, and where that part begins."""
+    index = bisect_right(term.places, place) - 1
+    if term.kind == SUM and find(term.children[index]).kind == SUM:
+        parts_of(term)
+    elif term.kind == FAMILY and is_nested(term.parts[index], term.children[index]):
+        members_of(term)
+    index = bisect_right(term.places, place) - 1
+    return index, term.places[index]
+
+
+def _divide(term: Term, *places: int) -> list[int]:
+    """Let parts of a sum (of a family's axis) begin at some places; return which ones do."""
+    for place in places:
+        if term.places[bisect_left(term.places, place)] == place:
+            continue
+        index, start = _locate(term, place)
+        if start == place:
+            continue
+        part = find((term.parts or term.children)[index])
+        halves = [cut(part, 0, place - start), cut(part, place - start, part.size)]
+        pieces = [piece for piece, _ in halves]
+        if term.kind == FAMILY:
+            member = find(term.children[index])
+            term.parts[index : index + 1] = pieces
+            pieces = [restrict(member, handles) for _, handles in halves]
+            for piece in pieces:
+                if piece is not member:  # rigid along the family's axis already: a list of ranges would only grow
+                    piece.rigid.discard(part)
+        term.children[index : index + 1] = pieces
+        term.places.insert(index + 1, place)
+    return [bisect_left(term.places, place) for place in places]
 
 
 def transpose(term: Term, kind: int, columns: Callable[[Term], Sequence[Term]]) -> None:
@@ -112,10 +133,9 @@ def transpose(term: Term, kind: int, columns: Callable[[Term], Sequence[Term]]) 
         kind: ``PRODUCT`` or ``SUM``.
         columns: takes a member apart into as many terms as every other.
     """
-    rows = [columns(member) for member in term.children]
+    rows = [columns(member) for _, member in members_of(term)]
     over, parts = axis_of(term), term.parts
-    term.children = [family(over, parts, column) for column in zip(*rows, strict=True)]
-    term.kind, term.over, term.parts = kind, None, []
+    term.become(kind, [family(over, parts, column) for column in zip(*rows, strict=True)])
 
 
 def cut_members(term: Term, sizes: Sequence[int]) -> None:
@@ -139,17 +159,17 @@ def _restrict(term: Term, over: Term, start: int, stop: int) -> Term:
     if term.kind == FAMILY:
         return _restrict_family(term, over, start, stop)
     if term.kind in (PRODUCT, SUM):
-        children = [_restrict(find(child), over, start, stop) for child in term.children]
-        if all(new is find(old) for new, old in zip(children, term.children, strict=True)):
+        children = parts_of(term) if term.kind == SUM else term.children
+        found = [_restrict(find(child), over, start, stop) for child in children]
+        if all(new is find(old) for new, old in zip(found, children, strict=True)):
             return term
-        return product(children) if term.kind == PRODUCT else total(children)
+        return product(found) if term.kind == PRODUCT else total(found)
     if any(find(axis) is over for axis in term.rigid):
         return term
     bounds = (0, start, stop, over.size)
     ranges = [(low, high) for low, high in itertools.pairwise(bounds) if low < high]
-    term.parts = [cut(over, low, high)[0] for low, high in ranges]
-    term.children = [factor(term.size) for _ in ranges]
-    term.kind, term.over = FAMILY, over
+    parts = [cut(over, low, high)[0] for low, high in ranges]
+    term.become(FAMILY, [factor(term.size) for _ in ranges], over, parts)
     for child in term.children:
         child.rigid = {*term.rigid, over}  # a member is at its part already
     return term.children[ranges.index((start, stop))]
@@ -157,21 +177,27 @@ def _restrict(term: Term, over: Term, start: int, stop: int) -> Term:
 
 def _restrict_family(term: Term, over: Term, start: int, stop: int) -> Term:
     own = find(axis_of(term))
-    if own is not over:
+    if not _is_same_axis(own, over):
         leading = factors(own)[0] if own.kind == PRODUCT and factors(own) else None
         if leading is not over:
-            members = [_restrict(find(member), over, start, stop) for member in term.children]
+            pairs = members_of(term)
+            members = [_restrict(member, over, start, stop) for _, member in pairs]
+            if all(new is old for new, (_, old) in zip(members, pairs, strict=True)):
+                return term
             return family(own, term.parts, members)
         row = own.size // over.size
         start, stop = start * row, stop * row
-    parts: list[Term] = []
-    members = []
-    offset = 0
-    for part, member in zip(term.parts, term.children, strict=True):
-        low, high = max(start, offset) - offset, min(stop, offset + part.size) - offset
-        if low < high:
-            piece, handles = cut(part, low, high)
-            parts.append(piece)
-            members.append(restrict(member, handles))
-        offset += part.size
-    return family(total(parts), parts, members)
+    index, offset = _locate(term, start)
+    part = find(term.parts[index])
+    if part.kind == PRODUCT and stop <= offset + part.size and stop - start < part.size:
+        return restrict(term.children[index], cut(part, start - offset, stop - offset)[1])
+    low, high = _divide(term, start, stop)
+    parts = term.parts[low:high]
+    return family(total(parts), parts, term.children[low:high])
+
+
+def _is_same_axis(a: Term, b: Term) -> bool:
+    """Tell whether two axes are one; sums of the same parts are, and so become one."""
+    if a is not b and a.kind == b.kind == SUM and a.size == b.size and parts_of(a) == parts_of(b):
+        a.parent = b
+    return find(a) is find(b)

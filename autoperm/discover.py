@@ -8,8 +8,8 @@ reaches back through the union-find. Model inputs and outputs are pinned. Then f
 from __future__ import annotations
 
 import gc
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -22,11 +22,13 @@ from .graph import Call, Graph, Value, Where
 from .inputs import resolve_inputs
 from .rules.bind import Binding, fresh
 from .rules.context import Axes
+from .rules.distinct import Spreads, differs_along
+from .rules.meaning import Positions, counting, counting_axis, hand_on
 from .signature import parse
 from .spec import PermutationSpec
-from .terms import Misfit, Pin, Term, constant, factor, pin
+from .terms import Arranged, Misfit, Pin, Term, constant, factor, pin
 from .trace import trace
-from .write import write_spec
+from .write import conclude
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +94,17 @@ def infer(graph: Graph) -> PermutationSpec:
             gc.enable()
 
 
+def infer_call(call: Call) -> Mapping[Value, Axes]:
+    """Find what one operation says of the axes of its operands and results, if nothing else is known of them."""
+    alone = _Discovery(Graph([], {}, [], []))
+    for value in call.operands():
+        if value.kind != "constant":
+            alone.terms[value] = fresh(value.shape, None)
+    alone.call = call
+    alone._apply(call)
+    return alone.terms
+
+
 class _Discovery:
     """The state of one discovery; also the context that shape rules see."""
 
@@ -101,6 +114,11 @@ class _Discovery:
         self.tensors: list[Axes] = []
         self.unknown: list[Unknown] = []
         self.call: Call | None = None
+        self.spreads = Spreads(graph.calls)
+        self.meanings: dict[Value, Positions | None] = {}
+        self.counting: dict[Value, int | None] = {}
+        self.arranged: list[Arranged] = []
+        self.counts: dict[Value, object] = {}
 
     def run(self) -> PermutationSpec:
         for name, value in self.graph.tensors.items():
@@ -115,10 +133,14 @@ class _Discovery:
         for call in self.graph.calls:
             self.call = call
             self._apply(call)
+            self.spreads.follow(rules.op_name(call.op), call, self.terms)
         self.call = None
         for value in self.graph.outputs:
             self._pin_value(value, Pin("model output"))
-        return write_spec(self.graph, self.tensors, self.unknown)
+            meaning = self.positions(value)
+            if meaning is not None:
+                pin(meaning.along, Pin("the model returns positions along the axis"))
+        return conclude(self.graph, self.tensors, self.terms, self.unknown, self.arranged).spec()
 
     def _pin_value(self, value: Value, why: Pin) -> None:
         for term in self.axes(value):
@@ -161,11 +183,36 @@ class _Discovery:
         self.tensors += binding.intermediates()
         return results
 
+    # --- what rules on positions may ask
+
+    def positions(self, value: Value) -> Positions | None:
+        if value.kind != "constant":
+            meaning = self.meanings.get(value)
+            return meaning and replace(meaning, axes=tuple(self.axes(value)))
+        if value not in self.counting:
+            self.counting[value] = counting_axis(value)
+        dim = self.counting[value]
+        if dim is not None and value not in self.meanings:  # until the call is done: another may mean another axis
+            self.meanings[value] = counting(value, dim)
+        return self.meanings.get(value)
+
+    def note(self, value: Value, meaning: Positions) -> None:
+        self.meanings[value] = meaning
+
+    def forget(self, value: Value, reason: str) -> None:
+        meaning = self.meanings.get(value)
+        if meaning is not None:
+            self.pin([meaning.along], f"positions along the axis are numbers here: {reason}")
+
+    def is_distinct(self, value: Value, axis: Term) -> bool:
+        return differs_along(self.spreads.of(value, self.axes(value)), axis)
+
     # --- calls
 
     def _apply(self, call: Call) -> None:
         results = [value for value in call.results if value is not None]
-        if not results:
+        if not results:  # numbers that come out are numbers of positions too
+            self._take_numbers(call)
             return
         if draws_random_numbers(call):
             self._draw(call, results)
@@ -179,13 +226,26 @@ class _Discovery:
             advice = ""
         if found is None or len(found) < sum(value.used for value in results):
             self._give_up(call, advice)
-            return
-        spare = Pin("a result that is not used")
-        for index, value in enumerate(results):
-            self._define(value, found[index] if index < len(found) else fresh(value.shape, spare))
+            found = []
+        else:
+            spare = Pin("a result that is not used")
+            for index, value in enumerate(results):
+                self._define(value, found[index] if index < len(found) else fresh(value.shape, spare))
+        for value in call.operands():
+            if value.kind == "constant":
+                self.meanings.pop(value, None)
+        for value in results:
+            meaning = self.positions(value)
+            if meaning is not None and not meaning.ends:
+                self.tensors.append([*meaning.axes, meaning.along])
 
     def _results(self, call: Call) -> list[Axes] | None:
         """Return the axes of the results, or None if no rule knows the operation."""
+        positions_rule = rules.positions_rule_for(call.op)
+        found: Any = positions_rule(self, *call.args, **call.kwargs) if positions_rule is not None else None
+        if found is not None:
+            return found if found and isinstance(found[0], list) else [found]
+        self._take_numbers(call)
         row = rules.signature_for(call.op)
         if row is not None:
             text = row if isinstance(row, str) else row(*call.args, **call.kwargs)
@@ -195,7 +255,7 @@ class _Discovery:
             return self.bind(text, operands, [value.shape for value in call.results if value is not None])
         rule = rules.rule_for(call.op)
         if rule is not None:
-            found: Any = rule(self, *call.args, **call.kwargs)
+            found = rule(self, *call.args, **call.kwargs)
             return found if found and isinstance(found[0], list) else [found]
         if rules.is_pointwise(call.op):
             operands = [self.axes(value) for value in call.operands()]
@@ -210,12 +270,24 @@ class _Discovery:
         for value in results:
             self._define(value, fresh(value.shape, why))
 
+    def _take_numbers(self, call: Call) -> None:
+        """Positions are handed on by what only moves them; whatever else an operation does, it does to the numbers."""
+        meaning = hand_on(self, rules.op_name(call.op), call.args, call.kwargs)
+        moved = {value for value in Call(call.op, call.args[:1], {}, (), call.where).operands()} if meaning else set()
+        for value in call.operands():
+            if value not in moved:
+                self.forget(value, "they are computed with")
+        for result in call.results:
+            if result is not None and meaning is not None:
+                self.note(result, meaning)
+
     def _give_up(self, call: Call, problem: str) -> None:
         """Pin all that an operation touches, and say so if a parameter reaches it."""
         name = rules.op_name(call.op)
-        why = Pin("its rule does not fit" if problem else "no rule", call)
+        why = Pin("its rule does not fit" if problem else "no rule", call, gap=True)
         operands = list(dict.fromkeys(call.operands()))
         for value in operands:
+            self.forget(value, why.reason)
             for term in self.axes(value):
                 pin(term, why)
         results = [value for value in call.results if value is not None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +17,20 @@ from .spec import PermutationSpec
 from .structure import tensors_in
 
 
-def outputs(model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None) -> list[Tensor]:
+def outputs(
+    model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, gradients: bool = False
+) -> list[Tensor]:
     """Return the floating-point tensors that a model computes in evaluation mode, in a fixed order.
 
-    The model's mode is restored; gradients are not recorded. What the model draws at random, it draws from one seed.
+    The model's mode is restored; gradients are recorded only if asked for. Random numbers that the model draws are the
+    same in every call.
     """
     device = device_of(model)
-    with evaluating(model), torch.no_grad(), torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with (
+        evaluating(model),
+        torch.set_grad_enabled(gradients),
+        torch.random.fork_rng([device] if device.type == "cuda" else []),
+    ):
         torch.manual_seed(0)
         result = model(*inputs, **(kwargs or {}))
     return [tensor for tensor in tensors_in(result) if tensor.is_floating_point() or tensor.is_complex()]
@@ -71,8 +78,7 @@ class Reference:
             tolerance = max(tolerance, in_native_precision(model, error))
             exact, given, named = model, tuple(args), dict(kwargs)
             found = outputs(copy_model(exact), given, named)
-        if not found:
-            raise TraceError("the model returns no floating-point tensor, so there is nothing to compare")
+        check_comparable(found)
         return cls(exact, given, named, found, tolerance)
 
     def error(self, other: nn.Module) -> float:
@@ -106,6 +112,18 @@ def in_native_precision(model: nn.Module, error: Exception) -> float:
     return float(max(torch.finfo(dtype).eps for dtype in kinds) ** 0.5)
 
 
+def check_comparable(reference: Sequence[Tensor]) -> None:
+    """Check that outputs say something: two outputs that are nothing but NaN are always the same.
+
+    Raises:
+        TraceError: if there is no finite value.
+    """
+    if not reference:
+        raise TraceError("the model returns no floating-point tensor, so there is nothing to compare")
+    if not any(bool(tensor.isfinite().any()) for tensor in reference):
+        raise TraceError("no value that the model returns is finite, so there is nothing to compare")
+
+
 def difference(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """Return the largest difference of two lists of outputs, relative to the largest value in each."""
     worst = 0.0
@@ -134,18 +152,26 @@ def verify(
 ) -> float:
     """See :meth:`autoperm.PermutationSpec.verify`."""
     args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
-    reference = Reference.of(model, args, kwargs, tolerance)
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
-    worst = 0.0
     # A random permutation of few units is often the identity, so first comes one that moves every unit.
     elements = [_shift(spec, *(factor.name for factor in spec.free)), *(spec.random(generator) for _ in range(draws))]
+    return compare(Reference.of(model, args, kwargs, tolerance), elements)
+
+
+def compare(reference: Reference, elements: Iterable[Permutation]) -> float:
+    """Return the largest change of the outputs by some group elements, relative to the largest output.
+
+    Raises:
+        EquivalenceError: if it is larger than the tolerance.
+    """
+    worst = 0.0
     for permutation in elements:
         worst = max(worst, reference.error(permutation.apply(reference.model)))
         if not worst <= reference.tolerance:
             raise EquivalenceError(
-                f"a random group element changes the outputs by {worst:.2g} of their size (allowed: "
-                f"{reference.tolerance:.0g}).\n  {_culprits(spec, reference)}"
+                f"a group element changes the outputs by {worst:.2g} of their size (allowed: "
+                f"{reference.tolerance:.0g}).\n  {_culprits(permutation, reference)}"
             )
     return worst
 
@@ -155,12 +181,12 @@ def _shift(spec: PermutationSpec, *names: str) -> Permutation:
     return Permutation(spec, {name: spec.identity()[name].roll(1, -1) for name in names})
 
 
-def _culprits(spec: PermutationSpec, reference: Reference) -> str:
-    """Say which factors are wrong by themselves."""
+def _culprits(permutation: Permutation, reference: Reference) -> str:
+    """Say which factors of a group element are wrong by themselves."""
+    spec = permutation.spec
+    alone = {factor.name: Permutation(spec, {factor.name: permutation[factor.name]}) for factor in spec.free}
     wrong = [
-        factor.name
-        for factor in spec.free
-        if not reference.error(_shift(spec, factor.name).apply(reference.model)) <= reference.tolerance
+        name for name, part in alone.items() if not reference.error(part.apply(reference.model)) <= reference.tolerance
     ]
     if reference.noise() > reference.tolerance:
         return (

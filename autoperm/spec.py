@@ -7,7 +7,6 @@ from JSON.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,17 +24,20 @@ from .signature import (
     Pinned,
     Product,
     Rest,
-    Sum,
     Term,
     format_pattern,
     names,
-    parse_pattern,
 )
 
 if TYPE_CHECKING:
-    from .permutation import Permutation
+    from os import PathLike
 
-_VERSION = 1
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .explain import Explanation
+    from .permutation import Permutation
+    from .write import Inference
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class PermutationSpec:
         reasons: for each tensor, for each axis, why it (or a part of it) is pinned; empty where all is free.
         unknown: operations that no rule knew, each with the code that would add one.
         notes: what else there is to know of how the specification was found: sentences.
+        inference: what discovery ended with, from which :meth:`explain` explains; None for a specification that was
+            written by hand or read from a file.
 
     Example:
         >>> spec = PermutationSpec.from_patterns(
@@ -84,6 +88,7 @@ class PermutationSpec:
     reasons: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]], compare=False)
     unknown: tuple[str, ...] = field(default=(), compare=False)
     notes: tuple[str, ...] = field(default=(), compare=False)
+    inference: Inference | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         """Check that patterns, shapes and factors fit each other.
@@ -110,6 +115,10 @@ class PermutationSpec:
                 known = self.size(term)
                 if known not in (None, size):
                     raise SpecError(f"{text}: axis {axis} is {term} of length {known}, the tensor's is {size}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles leave the inference behind: it has the whole traced graph in it."""
+        return {**self.__dict__, "inference": None}
 
     # --- reading
 
@@ -221,6 +230,37 @@ class PermutationSpec:
 
         return verify(self, model, inputs, draws=draws, tolerance=tolerance, generator=generator)
 
+    def explain(self, tensor: str, axis: int, to: tuple[str, int] | None = None) -> Explanation:
+        """Say why an axis is pinned, or moves with others: the shortest chain of operations, with their source lines.
+
+        Args:
+            tensor: the name of a parameter or buffer.
+            axis: which of its axes.
+            to: another tensor and axis: why they move together. If left out, the nearest one that does.
+
+        Raises:
+            SpecError: if there is no such tensor or axis, if the two do not move together, or if the specification was
+                written by hand or read from a file.
+
+        Example:
+            >>> import autoperm
+            >>> net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
+            >>> print(autoperm.discover(net).explain("2.weight", 1))
+            2.weight[1] is a
+              factor a, 8 units: free, moves with 0.weight[0], 0.bias[0]
+                2.weight[1] = relu[1]  by aten.linear, in 2
+                relu[1] = linear[1]  by aten.relu, in 1
+                linear[1] = 0.weight[0]  by aten.linear, in 0
+            >>> print(autoperm.discover(net).explain("2.weight", 0))
+            2.weight[0] is _
+              2 units: pinned (a law of the model)
+                2.weight[0] = linear_1[1]  by aten.linear, in 2
+                linear_1[1]: model output
+        """
+        from .explain import explain
+
+        return explain(self, tensor, axis, to)
+
     def check(self, state: Mapping[str, Tensor], *, what: str = "the state dict") -> None:
         """Check that tensors fit the specification.
 
@@ -238,9 +278,8 @@ class PermutationSpec:
 
     # --- writing and reading
 
-    @classmethod
+    @staticmethod
     def from_patterns(
-        cls,
         patterns: Mapping[str, str],
         like: nn.Module | Mapping[str, Tensor],
         *,
@@ -250,67 +289,76 @@ class PermutationSpec:
 
         Args:
             patterns: for each tensor a pattern, as ``{"attn.weight": "(h=4 d) c"}``. Tensors that are left out are
-                pinned. A size is needed once for each name that never stands alone on an axis.
+                pinned, except other names of a tensor that is not. A size is needed once for each name that never
+                stands alone on an axis.
             like: a model or state dict that has the shapes.
             over: for each factor that varies over others, their names, as ``{"d": ["h"]}``. Nothing varies unless said.
 
         Raises:
             SignatureError: if a pattern does not parse.
-            SpecError: if a pattern does not fit its tensor.
+            SpecError: if a pattern does not fit its tensor, or two names of one tensor have different patterns.
         """
-        tensors = like.state_dict() if isinstance(like, nn.Module) else like
-        parsed = {name: parse_pattern(pattern) for name, pattern in patterns.items()}
-        missing = [name for name in parsed if name not in tensors]
-        if missing:
-            raise SpecError(f"no tensor is called {', '.join(map(repr, missing))}; there are {', '.join(tensors)}")
-        sizes: dict[str, int] = {}
-        pinned: set[str] = set()
-        for name, pattern in parsed.items():
-            if len(pattern) != tensors[name].ndim:
-                raise SpecError(
-                    f'{name}: "{format_pattern(pattern)}" has {len(pattern)} axes, the tensor has shape '
-                    f"{list(tensors[name].shape)}"
-                )
-            for term, size in zip(pattern, tensors[name].shape, strict=True):
-                _collect(term, size, sizes, pinned)
-        for _ in range(len(parsed)):  # a size inside a product or sum may need another's first
-            for name, pattern in parsed.items():
-                for term, size in zip(pattern, tensors[name].shape, strict=True):
-                    _solve(term, size, sizes)
-        used = dict.fromkeys(name for pattern in parsed.values() for name in names(pattern))
-        unsized = [name for name in used if name not in sizes]
-        if unsized:
-            raise SpecError(f"the size of {unsized[0]!r} cannot be told; write it once: {unsized[0]}=4")
-        strange = [name for name in over or {} if name not in used]
-        if strange:
-            raise SpecError(f"over names {strange[0]!r}, which stands in no pattern; there are {', '.join(used)}")
-        order = sorted(used, key=lambda name: len((over or {}).get(name, ())))
-        return cls(
-            patterns={name: tuple(map(_bare, pattern)) for name, pattern in parsed.items()},
-            shapes={name: tuple(tensors[name].shape) for name in parsed},
-            factors={n: Factor(n, sizes[n], tuple((over or {}).get(n, ())), n in pinned) for n in order},
-        )
+        from .by_hand import from_patterns
+
+        return from_patterns(patterns, like, over=over or {})
+
+    @staticmethod
+    def from_axes_to_perm(
+        axes_to_perm: Mapping[str, Sequence[str | None]], like: nn.Module | Mapping[str, Tensor]
+    ) -> PermutationSpec:
+        """Read the dictionary ``axes_to_perm`` of the Git Re-Basin code: for each tensor one name or None an axis.
+
+        The axes are those of PyTorch's tensors: ``(out, in)`` for a linear layer, ``(out, in, height, width)`` for a
+        convolution. Flax has the outputs last; turn its tuples round. Whether the dictionary is right for the model
+        is another question: :meth:`verify` answers it.
+
+        Args:
+            axes_to_perm: equal names are permuted alike, None is pinned. Tensors that are left out are pinned, except
+                other names of a tensor that is not.
+            like: a model or state dict that has the shapes.
+
+        Raises:
+            SpecError: saying which tensor does not exist or has other axes, or which name stands on axes of
+                different lengths.
+
+        Example:
+            >>> spec = PermutationSpec.from_axes_to_perm(
+            ...     {"0.weight": ("P_0", None), "0.bias": ("P_0",), "2.weight": (None, "P_0")},
+            ...     nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
+            >>> spec.factors["P_0"].size
+            8
+        """
+        from .interchange import from_axes_to_perm
+
+        return from_axes_to_perm(axes_to_perm, like)
+
+    def to_axes_to_perm(self, *, lossy: bool = False) -> dict[str, tuple[str | None, ...]]:
+        """Write the specification as Git Re-Basin's dictionary ``axes_to_perm``: one name or None an axis.
+
+        Args:
+            lossy: write the part of the group that the format can say: factors inside products, sums and interleavings
+                are pinned everywhere, and factors that vary over others are permuted alike for each of their positions.
+
+        Raises:
+            SpecError: if something would be lost, unless ``lossy``.
+
+        Example:
+            >>> spec = PermutationSpec.from_patterns({"weight": "h _", "bias": "h"}, nn.Linear(2, 3))
+            >>> spec.to_axes_to_perm()
+            {'weight': ('h', None), 'bias': ('h',)}
+        """
+        from .interchange import to_axes_to_perm
+
+        return to_axes_to_perm(self, lossy=lossy)
 
     def to_json(self, *, indent: int | None = 1) -> str:
         """Write the specification as JSON; :meth:`from_json` reads it back."""
-        return json.dumps(
-            {
-                "autoperm": _VERSION,
-                "factors": [
-                    {"name": f.name, "size": f.size, "over": list(f.over), "pinned": f.pinned}
-                    for f in self.factors.values()
-                ],
-                "tensors": {
-                    name: {"pattern": format_pattern(pattern), "shape": list(self.shapes[name])}
-                    for name, pattern in self.patterns.items()
-                },
-                "tied": dict(self.tied),
-            },
-            indent=indent,
-        )
+        from .interchange import to_json
 
-    @classmethod
-    def from_json(cls, text: str) -> PermutationSpec:
+        return to_json(self, indent=indent)
+
+    @staticmethod
+    def from_json(text: str) -> PermutationSpec:
         """Read a specification from JSON.
 
         Raises:
@@ -321,80 +369,42 @@ class PermutationSpec:
             >>> PermutationSpec.from_json(spec.to_json()) == spec
             True
         """
-        try:
-            data = json.loads(text)
-            if data["autoperm"] != _VERSION:
-                raise SpecError(f"this is version {data['autoperm']} of the format; this autoperm reads {_VERSION}")
-            return cls(
-                patterns={name: parse_pattern(tensor["pattern"]) for name, tensor in data["tensors"].items()},
-                shapes={name: tuple(tensor["shape"]) for name, tensor in data["tensors"].items()},
-                factors={
-                    f["name"]: Factor(f["name"], f["size"], tuple(f["over"]), f["pinned"]) for f in data["factors"]
-                },
-                tied=data["tied"],
-            )
-        except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-            raise SpecError(f"not a specification in JSON: {type(error).__name__}: {error}") from error
+        from .interchange import from_json
+
+        return from_json(text)
+
+    # --- showing
+
+    def draw(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        axes: Axes | None = None,
+        fold: bool = True,
+        title: str | None = None,
+    ) -> Figure:
+        """Draw the specification as a railway map: layers are rows, factors are rails.
+
+        See :func:`autoperm.plot.draw_spec`. Needs matplotlib: ``pip install "autoperm[plot]"``.
+
+        Args:
+            path: where to save the picture; the ending says in which format.
+            axes: where to draw; by default a new figure, as large as the map needs.
+            fold: draw blocks that repeat, three or more in a row, only once.
+            title: text above; by default how many groups and permutations there are.
+
+        Returns:
+            The figure drawn on.
+        """
+        from .plot import draw_spec
+
+        figure = draw_spec(self, axes=axes, fold=fold, title=title)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
 
     def __str__(self) -> str:
         """Return a table that a person likes to read."""
         from .report import describe_spec
 
         return describe_spec(self)
-
-
-def _collect(term: Term, size: int, sizes: dict[str, int], pinned: set[str]) -> None:
-    if isinstance(term, Name):
-        sizes.setdefault(term.name, term.size or size)
-        if term.pinned:
-            pinned.add(term.name)
-    elif isinstance(term, (Product, Sum, Interleaving)):
-        for inner in term.terms:
-            if isinstance(inner, Name):
-                if inner.size is not None:
-                    sizes.setdefault(inner.name, inner.size)
-                if inner.pinned:
-                    pinned.add(inner.name)
-            else:
-                _collect(inner, 0, sizes, pinned)
-
-
-def _solve(term: Term, size: int, sizes: dict[str, int]) -> None:
-    if isinstance(term, Name):
-        sizes.setdefault(term.name, size)
-    if isinstance(term, Interleaving):
-        rests = [_known(rest, sizes) for _, rest in term.turns]
-        if all(rests):
-            for lead, _ in term.turns:
-                _solve(lead, size // sum(filter(None, rests)), sizes)
-    if not isinstance(term, (Product, Sum)):
-        return
-    known = {inner: _known(inner, sizes) for inner in term.terms}
-    missing = [inner for inner in term.terms if known[inner] is None]
-    found = [n for n in (known[inner] for inner in term.terms) if n is not None]
-    if len(missing) == 1:
-        rest = size - sum(found) if isinstance(term, Sum) else size // max(prod(found), 1)
-        _solve(missing[0], rest, sizes)
-
-
-def _known(term: Term, sizes: Mapping[str, int]) -> int | None:
-    if isinstance(term, Name):
-        return sizes.get(term.name)
-    if isinstance(term, Pinned):
-        return term.size
-    if isinstance(term, (Product, Sum)):
-        inner = [_known(child, sizes) for child in term.terms]
-        known = [n for n in inner if n is not None]
-        if len(known) < len(inner):
-            return None
-        return prod(known) if isinstance(term, Product) else sum(known)
-    return None
-
-
-def _bare(term: Term) -> Term:
-    """Drop sizes and pins from the names: the factors have them."""
-    if isinstance(term, Name):
-        return Name(term.name)
-    if isinstance(term, (Product, Sum, Interleaving)):
-        return type(term)(tuple(map(_bare, term.terms)))
-    return term

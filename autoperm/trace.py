@@ -282,6 +282,6 @@ def _where(node: torch.fx.Node) -> Where:
     stack = node.meta.get("nn_module_stack") or {}
     path = next((str(path) for path, _ in reversed(list(stack.values()))), "")
     found = [match for match in _SOURCE.finditer(node.meta.get("stack_trace") or "")]
-    theirs = [match for match in found if "/torch/" not in match["file"]] or found
+    theirs = [match for match in found if "/torch/" not in match["file"]]
     source = f"{theirs[-1]['file']}:{theirs[-1]['line']}: {theirs[-1]['code']}" if theirs else ""
     return Where(path.removeprefix("L['self'].").removeprefix("L['self']"), source)

@@ -11,48 +11,109 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from string import ascii_lowercase
 
 from .axes import collapse
 from .graph import Call, Graph, Value
-from .presence import Cell, all_cells, chosen_member, flatten, settle, varies_over
+from .presence import Cell, Members, all_cells, flatten, pin_disturbed, settle, varies_over, with_units
 from .rules import op_name
 from .signature import Interleaving, Name, Pinned, Product, Sum
 from .signature import Term as Notation
 from .spec import Factor, PermutationSpec
-from .terms import CONSTANT, FAMILY, PRODUCT, SUM, Pin, Term, factor, find, has_family, parts_of, pin
+from .terms import CONSTANT, FAMILY, PRODUCT, SUM, Arranged, Pin, Term, factor, find, has_family, parts_of, pin
+
+Tree = Term | tuple[str, list["Tree"]]
+"""A leaf term, or ("product" | "sum" | "turns" | "turn", children)."""
 
 
 class _CollapsedError(Exception):
     """A family could not be written and was collapsed; settle again and start over."""
 
 
-def write_spec(graph: Graph, tensors: Sequence[Sequence[Term]], unknown: Sequence[object]) -> PermutationSpec:
-    """Settle terms and write the patterns of a graph's tensors.
+@dataclass(frozen=True, eq=False)
+class Inference:
+    """What discovery ends with, before it is put into patterns: specifications and explanations are read off it.
+
+    Attributes:
+        graph: the traced model.
+        terms: the terms of every value's axes.
+        trees: how the axes of the graph's tensors are written.
+        over: for each factor that may move, the factors it varies over.
+        merged: for each factor that is several neighbours which nothing tells apart, those neighbours.
+        unknown: operations that no rule knew.
+    """
+
+    graph: Graph
+    terms: Mapping[Value, Sequence[Term]]
+    trees: Mapping[Value, Sequence[Tree]]
+    over: Mapping[Term, Sequence[Term]]
+    merged: Mapping[Term, Sequence[Term]]
+    unknown: Sequence[object]
+
+    @cached_property
+    def factors(self) -> Mapping[Term, Factor]:
+        """The factors that have a name in the specification."""
+        return _name_factors(list(self.trees.values()), self.over, False)
+
+    def spec(self, *, name_pinned: bool = False) -> PermutationSpec:
+        """Write the patterns of the graph's tensors.
+
+        Args:
+            name_pinned: name every factor, the pinned ones too, so that it can be seen which axes are pinned together.
+        """
+        factors = _name_factors(list(self.trees.values()), self.over, True) if name_pinned else self.factors
+        tensors = self.graph.tensors.items()
+        first = {value: name for name, value in reversed(tensors)}
+        return PermutationSpec(
+            patterns={name: tuple(_notation(tree, factors) for tree in self.trees[value]) for name, value in tensors},
+            shapes={name: value.shape for name, value in tensors},
+            factors={factor.name: factor for factor in sorted(factors.values(), key=lambda factor: len(factor.over))},
+            tied={name: first[value] for name, value in tensors if first[value] != name},
+            reasons={name: tuple(map(_reason, self.trees[value])) for name, value in tensors},
+            unknown=tuple(map(str, self.unknown)),
+            notes=tuple(self.graph.notes),
+            inference=self,
+        )
+
+    def reasons(self) -> dict[str, str]:
+        """Say for each pinned factor of ``spec(name_pinned=True)`` why it is pinned."""
+        factors = _name_factors(list(self.trees.values()), self.over, True)
+        return {factor.name: describe_pin(leaf.pin) for leaf, factor in factors.items() if leaf.pin is not None}
+
+
+def conclude(
+    graph: Graph,
+    tensors: Sequence[Sequence[Term]],
+    terms: Mapping[Value, Sequence[Term]],
+    unknown: Sequence[object],
+    arranged: Sequence[Arranged] = (),
+) -> Inference:
+    """Settle terms, and see how the axes of a graph's tensors are written.
 
     Args:
         graph: the traced model.
         tensors: the terms of every tensor, those of the graph's own tensors first and in their order.
+        terms: the terms of every value.
         unknown: operations that no rule knew.
+        arranged: axes that are sorted by the positions along another.
     """
     values = list(dict.fromkeys(graph.tensors.values()))
-    settled, written = _settle_and_write(tensors, values)
+    parameters = tensors[: len(values)]
+    while True:
+        arranged = pin_disturbed(arranged, parameters)
+        computed = (
+            [with_units(axes, arranged) for axes in tensors[len(values) :]] if arranged else tensors[len(values) :]
+        )
+        settled, written = _settle_and_write([*parameters, *computed], values)
+        if len(pin_disturbed(arranged, parameters)) == len(arranged):
+            break
     _pin_unused(settled)
     merges = _neighbours(settled, written.values())
     trees = {value: [_merged_tree(tree, merges) for tree in axes] for value, axes in written.items()}
     over = varies_over([_merge(cell, merges) for cell in settled])
-    factors = _name_factors(list(trees.values()), over)
-    first = {value: name for name, value in reversed(graph.tensors.items())}
-    tensors_of = graph.tensors.items()
-    return PermutationSpec(
-        patterns={name: tuple(_notation(tree, factors) for tree in trees[value]) for name, value in tensors_of},
-        shapes={name: value.shape for name, value in tensors_of},
-        factors={factor.name: factor for factor in sorted(factors.values(), key=lambda factor: len(factor.over))},
-        tied={name: first[value] for name, value in tensors_of if first[value] != name},
-        reasons={name: tuple(map(_reason, trees[value])) for name, value in tensors_of},
-        unknown=tuple(map(str, unknown)),
-        notes=tuple(graph.notes),
-    )
+    return Inference(graph, terms, trees, over, _merged(merges), unknown)
 
 
 def _settle_and_write(
@@ -61,22 +122,25 @@ def _settle_and_write(
     """Let families settle until all that are left can be written."""
     while True:
         settle(tensors)
+        members = Members()
         written: dict[Value, list[Tree]] = {}
         for value, axes in zip(values, tensors, strict=False):
             with suppress(_CollapsedError):
-                written[value] = [_tree([find(term)]) for term in axes]
+                written[value] = [_tree([find(term)], members) for term in axes]
         if len(written) == len(values):
             return all_cells(tensors, len(values)), written
 
 
-def _name_factors(tensors: Sequence[Sequence[Tree]], over: Mapping[Term, Sequence[Term]]) -> dict[Term, Factor]:
-    """Name every factor that may move, and every pinned one that another varies over."""
+def _name_factors(
+    tensors: Sequence[Sequence[Tree]], over: Mapping[Term, Sequence[Term]], name_pinned: bool
+) -> dict[Term, Factor]:
+    """Name every factor that may move, and every pinned one that another varies over, or all."""
     indices = {axis for axes in over.values() for axis in axes}
     names: dict[Term, str] = {}
     for trees in tensors:
         for tree in trees:
-            for leaf in _leaves(tree):
-                if leaf not in names and leaf.size > 1 and (leaf.pin is None or leaf in indices):
+            for leaf in leaves(tree):
+                if leaf not in names and leaf.size > 1 and (leaf.pin is None or leaf in indices or name_pinned):
                     names[leaf] = _letters(len(names))
     return {
         leaf: Factor(
@@ -99,18 +163,16 @@ def _pin_unused(cells: Mapping[Cell, bool]) -> None:
                     pin(term, Pin("the traced path never uses this part"))
 
 
-# --- a tree: a leaf term, or ("product" | "sum" | "turns" | "turn", children)
-
-Tree = Term | tuple[str, list["Tree"]]
+# --- trees
 
 
-def _tree(terms: list[Term]) -> Tree:
+def _tree(terms: list[Term], members: Members) -> Tree:
     """Write a row-major product of terms, distributing sums over the families behind them."""
     flat = flatten(terms)
     nodes: list[Tree] = []
     for index, term in enumerate(flat):
         if term.kind == FAMILY:
-            turns = _turns(flat[index:])
+            turns = _turns(flat[index:], members)
             if turns is None:
                 collapse(term)
                 raise _CollapsedError
@@ -119,9 +181,10 @@ def _tree(terms: list[Term]) -> Tree:
         if term.kind == SUM:
             rest = flat[index + 1 :]
             if any(has_family(other) for other in rest):
-                nodes.append(("sum", [_tree([part, *(_at(other, part) for other in rest)]) for part in parts_of(term)]))
+                rows = [[part, *(_at(other, part, members) for other in rest)] for part in parts_of(term)]
+                nodes.append(("sum", [_tree(row, members) for row in rows]))
                 break
-            nodes.append(("sum", [_tree([part]) for part in parts_of(term)]))
+            nodes.append(("sum", [_tree([part], members) for part in parts_of(term)]))
         elif term.size > 1:
             nodes.append(term)
     if not nodes:
@@ -129,41 +192,42 @@ def _tree(terms: list[Term]) -> Tree:
     return nodes[0] if len(nodes) == 1 else ("product", nodes)
 
 
-def _turns(terms: Sequence[Term]) -> list[Tree] | None:
+def _turns(terms: Sequence[Term], members: Members) -> list[Tree] | None:
     """Write families over a sum behind them: the members take turns, each with its part of the sum."""
     place = next((index for index, term in enumerate(terms) if term.kind == SUM), None)
     if place is None:
         return None
     found: list[Tree] = []
     for part in parts_of(terms[place]):
-        lead = [_at(term, part) for term in terms[:place]]
+        lead = [_at(term, part, members) for term in terms[:place]]
         if any(map(has_family, lead)):
             return None
-        rest = [part, *(_at(term, part) for term in terms[place + 1 :])]
-        found.append(("turn", [_tree(lead), _tree(rest)]))
+        rest = [part, *(_at(term, part, members) for term in terms[place + 1 :])]
+        found.append(("turn", [_tree(lead, members), _tree(rest, members)]))
     return found
 
 
-def _at(term: Term, part: Term) -> Term:
+def _at(term: Term, part: Term, members: Members) -> Term:
     """Return a term as it is at a part of an axis to its left."""
     term = find(term)
     while term.kind == FAMILY:
-        member = chosen_member(term, part)
+        member = members.at_part(term, part)
         if member is None:
             return term
         term = member
     if term.kind in (PRODUCT, SUM) and has_family(term):
-        children = [_at(child, part) for child in term.children]
+        children = [_at(child, part, members) for child in term.children]
         return Term(term.kind, term.size, children)
     return term
 
 
-def _leaves(tree: Tree) -> Iterator[Term]:
+def leaves(tree: Tree) -> Iterator[Term]:
+    """Yield the factors of a tree, left to right."""
     if isinstance(tree, Term):
         yield tree
     else:
         for child in tree[1]:
-            yield from _leaves(child)
+            yield from leaves(child)
 
 
 # --- neighbours that nothing tells apart
@@ -217,6 +281,16 @@ def _neighbours(cells: Iterable[Cell], trees: Iterable[list[Tree]]) -> dict[Term
     return {left: (right, factor(width(left))) for left, right in right_of.items()}
 
 
+def _merged(merges: Mapping[Term, tuple[Term, Term]]) -> dict[Term, list[Term]]:
+    """For each factor that neighbours become, those neighbours."""
+    found: dict[Term, list[Term]] = {}
+    for left, (right, whole) in merges.items():
+        found[whole] = [left, right]
+        while found[whole][-1] in merges:
+            found[whole].append(merges[found[whole][-1]][0])
+    return found
+
+
 def _merge(cell: Cell, merges: Mapping[Term, tuple[Term, Term]]) -> Cell:
     """Put merged factors into a cell, in the axis of the left one of each pair."""
     row: list[tuple[int, Term]] = []
@@ -266,7 +340,7 @@ def _notation(tree: Tree, found: Mapping[Term, Factor], *, inside: bool = False)
             return Name(found[tree].name)
         return Pinned(tree.size) if inside or tree.size == 1 else Pinned()
     kind, children = tree
-    if kind != "turn" and all(leaf not in found for leaf in _leaves(tree)):
+    if kind != "turn" and all(leaf not in found for leaf in leaves(tree)):
         return Pinned(_size(tree)) if inside else Pinned()
     if kind == "turns":
         return Interleaving(tuple(_notation(child, found, inside=True) for child in children))
@@ -302,7 +376,7 @@ def _size(tree: Tree) -> int:
 
 def _reason(tree: Tree) -> str:
     """Why an axis, or a part of it, is pinned."""
-    for leaf in _leaves(tree):
+    for leaf in leaves(tree):
         if leaf.pin is not None and leaf.size > 1 and leaf.kind != CONSTANT:
             return describe_pin(leaf.pin)
     return ""

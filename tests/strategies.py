@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +13,10 @@ from hypothesis import strategies as st
 from networks import Groups, RMSNorm, randomize
 from torch import Tensor, nn
 
-from autoperm import Permutation, PermutationSpec
+from autoperm import PermutationSpec
 from autoperm.signature import names, parse_pattern
+from autoperm.testing import elements as elements
+from autoperm.testing import random_state as random_state
 
 INPUTS, OUTPUTS, BATCH, LENGTH = 5, 3, 2, 3
 
@@ -678,26 +679,3 @@ def specs(draw: Callable[..., Any], deepest: int = 3, largest: int = 4) -> Permu
     used = {name for pattern in patterns.values() for name in names(parse_pattern(pattern))}
     over = {name: outer for name, outer in over.items() if name in used}
     return PermutationSpec.from_patterns(patterns, {n: torch.empty(shape) for n, shape in shapes.items()}, over=over)
-
-
-def random_state(spec: PermutationSpec, seed: int = 0) -> dict[str, Tensor]:
-    """Random tensors that fit a specification; tied names share one."""
-    generator = torch.Generator().manual_seed(seed)
-    state = {n: torch.randn(shape, generator=generator, dtype=torch.float64) for n, shape in spec.shapes.items()}
-    return {name: state[spec.tied.get(name, name)] for name in state}
-
-
-def elements(spec: PermutationSpec) -> Iterator[Permutation]:
-    """Every element of a small group."""
-    rows = [
-        [torch.tensor(row) for row in itertools.permutations(range(factor.size))]
-        for factor in spec.free
-        for _ in range(spec.copies(factor))
-    ]
-    for chosen in itertools.product(*rows):
-        left, indices = list(chosen), {}
-        for factor in spec.free:
-            count = spec.copies(factor)
-            shape = (*(spec.factors[outer].size for outer in factor.over), factor.size)
-            indices[factor.name], left = torch.stack(left[:count]).reshape(shape), left[count:]
-        yield Permutation(spec, indices)

@@ -519,3 +519,27 @@ def test_a_model_without_parameters_has_no_factors() -> None:
 def test_discovery_errors_are_of_the_package() -> None:
     with pytest.raises(AutopermError, match="example_inputs is a str"):
         discover(nn.Linear(2, 2), "images")
+
+
+class PositionAttentionWithoutTransposing(nn.Module):
+    """Spatial attention that reads its result as an image without turning it round, as a published decoder does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 1)
+        self.center = nn.Conv2d(16, 5, 1)
+        self.bottom = nn.Conv2d(16, 16, 3, padding=1)
+        self.out = nn.Conv2d(16, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        center, bottom = self.center(x).flatten(2), self.bottom(x).flatten(2).transpose(1, 2)
+        scores = (center.transpose(1, 2) @ center).softmax(-1)
+        return self.out(F.pad(x + (scores @ bottom).reshape(x.shape), (1, 1, 1, 1)))
+
+
+def test_a_view_may_not_move_a_factor_from_one_copy_of_an_axis_to_the_other() -> None:
+    """The image's axes stand twice in what is viewed: before it beside the one copy, after it beside the other."""
+    net = PositionAttentionWithoutTransposing().double()
+    x = torch.randn(2, 3, 2, 2, dtype=torch.float64)
+    assert discover(net, x).verify(net, (x,), draws=10) < 1e-12

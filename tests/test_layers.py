@@ -17,25 +17,30 @@ LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
     {"signature", "cutting", "state", "evaluate", "copies", "boundary", "aliases", "structure"},
     {"axes", "spec", "merge", "renormalize"},
-    {"presence", "layout", "report", "rules", "interpolate"},
+    {"by_hand"},
+    {"presence", "layout", "report", "rules", "interpolate", "interchange", "rails"},
     {"permutation", "plot", "tape", "schema"},
     {"record"},
     {"trace"},
     {"inputs"},
     {"equivalence", "matching", "write"},
-    {"discover"},
-    {"align"},
+    {"discover", "perturb"},
+    {"align", "explain", "probe"},
+    {"testing"},
     {"__init__"},
 ]
 
 # Methods of a specification that hand over to a later layer import it when they are called.
-LATE = {("spec", "permutation"), ("spec", "equivalence"), ("spec", "report")}
+LATE = {
+    ("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report", "plot", "explain")
+}
 
 TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
-    "spec", "permutation", "layout", "equivalence", "report", "matching", "merge", "renormalize", "interpolate", "plot",
+    "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "merge",
+    "renormalize", "interpolate", "plot", "perturb", "probe", "testing",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
     "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence",
@@ -44,9 +49,10 @@ LEFT_OF_THE_WAIST = {
 
 DOORS = {
     "torch.export": {"trace"},
-    "matplotlib": {"plot"},
+    "matplotlib": {"plot", "spec"},  # spec names types only
     "scipy": {"matching.assignment"},
-    "networkx": {"matching.blocks"},
+    "networkx": {"matching.blocks", "explain"},
+    "hypothesis": {"testing"},
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import pickle
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from networks import NETWORKS, floats, randomize
 from strategies import specs
 from torch import nn
 
+import autoperm
 from autoperm import Factor, PermutationSpec
 from autoperm.errors import AutopermError, EquivalenceError, SignatureError, SpecError, TraceError
 
@@ -324,3 +326,22 @@ def test_a_model_without_floating_point_outputs_cannot_be_verified() -> None:
     model = Classes(3, 2).double()
     with pytest.raises(TraceError, match="nothing to compare"):
         PermutationSpec.from_patterns({"weight": "h _", "bias": "h"}, model).verify(model, floats(4, 3)())
+
+
+def test_a_discovered_specification_can_be_pickled() -> None:
+    spec = autoperm.discover(nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2)))
+    again = pickle.loads(pickle.dumps(spec))
+    assert again == spec
+    assert again.reasons == spec.reasons
+    assert spec.inference is not None
+    assert again.inference is None
+
+
+def test_pinned_factors_can_be_named_too() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 9, 5))
+    spec = autoperm.discover(net, torch.zeros(1, 3, 5, 5))
+    assert spec.inference is not None
+    named = spec.inference.spec(name_pinned=True)
+    assert [factor.size for factor in named.factors.values()] == [8, 3, 3, 3, 5, 3, 3]
+    assert [factor.name for factor in named.free] == [factor.name for factor in spec.free]
+    assert named.log10_order == spec.log10_order

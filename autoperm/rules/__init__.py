@@ -10,15 +10,28 @@ import torch
 from ..errors import SignatureError
 from ..signature import parse
 from .context import Rule
+from .positions import POSITIONS_RULES, PositionsRule
 from .recurrent import CELL_SIGNATURES, RECURRENT_RULES
 from .shape import SHAPE_RULES
 from .table import SIGNATURES
 from .text import Row
 
-__all__ = ["SIGNATURES", "Row", "Rule", "has_rule", "is_pointwise", "op_name", "register", "rule_for", "signature_for"]
+__all__ = [
+    "SIGNATURES",
+    "Row",
+    "Rule",
+    "has_rule",
+    "is_pointwise",
+    "op_name",
+    "positions_rule_for",
+    "register",
+    "rule_for",
+    "signature_for",
+]
 
 SIGNATURES.update(CELL_SIGNATURES)
 _RULES: dict[str, Rule] = {**SHAPE_RULES, **RECURRENT_RULES}
+_POSITIONS: dict[str, PositionsRule] = dict(POSITIONS_RULES)
 
 
 def op_name(op: object) -> str:
@@ -42,7 +55,8 @@ _POINTWISE = frozenset(
     for name in (
         "__and__ __or__ __xor__ __lshift__ __rshift__ where add sub mul div multiply subtract divide true_divide "
         "floor_divide greater greater_equal less less_equal not_equal maximum minimum clip square isfinite isnan isinf "
-        "masked_fill floor_divide logical_and logical_or complex polar"
+        "masked_fill floor_divide logical_and logical_or complex polar absolute negative fix isclose isreal "
+        "arccos arccosh arcsin arcsinh arctan arctan2 arctanh"
     ).split()
 )
 """Overloads of pointwise operations that PyTorch does not tag as such."""
@@ -66,6 +80,11 @@ def rule_for(op: object) -> Rule | None:
 def has_rule(op: object) -> bool:
     """Tell whether anything is known of an operation."""
     return op_name(op) in SIGNATURES or op_name(op) in _RULES or is_pointwise(op)
+
+
+def positions_rule_for(op: object) -> PositionsRule | None:
+    """Return the rule for an operation on values that are positions, if there is one."""
+    return _POSITIONS.get(op_name(op))
 
 
 def register(op: Callable[..., Any] | str, row: Row, *, override: bool = False) -> None:
@@ -99,9 +118,10 @@ def register(op: Callable[..., Any] | str, row: Row, *, override: bool = False) 
         found = getattr(getattr(torch.ops, namespace), base, None)
     if isinstance(row, str):
         _check(name, found, row)
-    if (name in SIGNATURES or name in _RULES) and not override:
+    if any(name in table for table in (SIGNATURES, _RULES, _POSITIONS)) and not override:
         raise SignatureError(f"{name} has a rule already; pass override=True to replace it")
     _RULES.pop(name, None)
+    _POSITIONS.pop(name, None)
     SIGNATURES[name] = row
 
 

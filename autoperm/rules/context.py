@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from ..graph import Value
+from ..graph import Call, Value
 from ..terms import Term
 
 Axes = list[Term]
@@ -28,6 +28,11 @@ class Context(Protocol):
 
     def relate(self, axes: Axes) -> None:
         """Record a tensor inside the operation: nothing may vary over what is not among its axes."""
+        ...
+
+    @property
+    def call(self) -> Call | None:
+        """The call whose rule is asked."""
         ...
 
     @property

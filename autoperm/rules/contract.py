@@ -96,7 +96,7 @@ def _channels(input: Value, weight: Value, bias: Value | None, groups: int, kern
     return optional(f"{batch}{i}{image}, {kernel.format(i=i, o=o)}{{}} -> {batch}{o}{image}", (o, bias))
 
 
-def _conv(
+def conv(
     input: Value,
     weight: Value,
     bias: Value | None = None,
@@ -125,7 +125,7 @@ def _conv_transpose(
     return _channels(input, weight, bias, groups, "{i} o" + kernel, image)
 
 
-def _convolution(
+def convolution(
     input: Value,
     weight: Value,
     bias: Value | None,
@@ -136,15 +136,16 @@ def _convolution(
     output_padding: object,
     groups: int,
 ) -> str:
+    """The one form that all convolutions have below the exporter's level."""
     if transposed:
         return _conv_transpose(input, weight, bias, stride, padding, output_padding, groups)
-    return _conv(input, weight, bias, stride, padding, dilation, groups)
+    return conv(input, weight, bias, stride, padding, dilation, groups)
 
 
 # --- attention
 
 
-def _attention(
+def attention(
     query: Value,
     key: Value,
     value: Value,
@@ -189,12 +190,12 @@ CONTRACTIONS: dict[str, Row] = {
     "aten.cosine_similarity": _cosine_similarity,
     "aten.trace": "i i -> ",
     "aten.cdist": "... n d, ... m d -> ... n m",
-    "aten.conv1d": _conv,
-    "aten.conv2d": _conv,
-    "aten.conv3d": _conv,
+    "aten.conv1d": conv,
+    "aten.conv2d": conv,
+    "aten.conv3d": conv,
     "aten.conv_transpose1d": _conv_transpose,
     "aten.conv_transpose2d": _conv_transpose,
     "aten.conv_transpose3d": _conv_transpose,
-    "aten.convolution": _convolution,
-    "aten.scaled_dot_product_attention": _attention,
+    "aten.convolution": convolution,
+    "aten.scaled_dot_product_attention": attention,
 }

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..graph import Value
 from .text import Row, dims_of, letters, optional, pinned_along, put
 
 
-def _batch_norm(
+def batch_norm(
     input: Value,
     weight: Value | None = None,
     bias: Value | None = None,
@@ -17,6 +18,7 @@ def _batch_norm(
     running_var: Value | None = None,
     *_: object,
 ) -> str:
+    """Each channel by itself, with statistics that are kept, or taken over all that is not the channel."""
     operands = (("c", weight), ("c", bias), ("c", running_mean), ("c", running_var))
     inside = "" if running_mean is not None else " -> c"
     return optional(f"b c ...{{}}{inside} -> b c ...", *operands)
@@ -36,13 +38,14 @@ def _instance_norm(
     return optional(f"b c ...{{}}{inside} -> b c ...", *operands)
 
 
-def _layer_norm(
+def layer_norm(
     input: Value,
     normalized_shape: Sequence[int],
     weight: Value | None = None,
     bias: Value | None = None,
     *_: object,
 ) -> str:
+    """Mean and scale are taken over the last axes."""
     axes = " ".join(f"c{i}" for i in range(len(normalized_shape)))
     return optional(f"... {axes}{{}} -> ... -> ... {axes}", (axes, weight), (axes, bias))
 
@@ -50,18 +53,20 @@ def _layer_norm(
 def _rms_norm(
     input: Value, normalized_shape: Sequence[int], weight: Value | None = None, eps: float | None = None
 ) -> str:
-    return _layer_norm(input, normalized_shape, weight)
+    return layer_norm(input, normalized_shape, weight)
 
 
-def _group_norm(
+def group_norm(
     input: Value, num_groups: int, weight: Value | None = None, bias: Value | None = None, *_: object
 ) -> str:
+    """Mean and scale are taken over the channels of a group, and all positions."""
     # The second tensor says that no position within a group is a position in the batch, should both have one factor.
     row = f"b (g={num_groups} c) ...{{}} -> b g, b g c ... -> b (g c) ..."
     return optional(row, ("(g c)", weight), ("(g c)", bias))
 
 
-def _weight_norm(v: Value, g: Value, dim: int = 0) -> str:
+def weight_norm(v: Value, g: Value, dim: int = 0) -> str:
+    """The norm is taken over all axes but one."""
     axes = letters(v)
     if dim == -1:  # one norm of all, not one for each unit of the last axis
         return f"{' '.join(axes)}, {' '.join('1' * g.ndim)} -> {' '.join('1' * g.ndim)} -> {' '.join(axes)}"
@@ -128,13 +133,18 @@ def _norm(
     return f"{operand} -> {', '.join(inside)} ->{result}"
 
 
+def _matrix_norm(input: Value, ord: object = "fro", dim: Sequence[int] = (-2, -1), *rest: Any, **kw: Any) -> str:
+    return _norm(input, ord, dim, *rest, **kw)
+
+
 def _vector_norm(
     input: Value, ord: object = 2, dim: int | Sequence[int] | None = None, keepdim: bool = False, **_: object
 ) -> str:
     return _reduce(input, dim, keepdim)
 
 
-def _cumulate(input: Value, dim: int | Sequence[int] | None, *_: object, **__: object) -> str:
+def cumulate(input: Value, dim: int | Sequence[int] | None, *_: object, **__: object) -> str:
+    """The order along an axis matters."""
     row = pinned_along(input, dim)
     return f"{row} -> {row}"
 
@@ -143,7 +153,7 @@ def _ordered_along(first: int | None) -> Callable[..., str]:
     """Operations with one ``dim`` or several, after the input; None: along all axes."""
 
     def row(input: Value, dim: int | Sequence[int] | None = first, *_: object, **__: object) -> str:
-        return _cumulate(input, dim)
+        return cumulate(input, dim)
 
     return row
 
@@ -180,22 +190,28 @@ def _diag(input: Value, diagonal: int = 0) -> str:
 
 
 def _flip(input: Value, dims: Sequence[int]) -> str:
-    return _cumulate(input, dims)
+    return cumulate(input, dims)
 
 
 def _roll(input: Value, shifts: object, dims: Sequence[int] = ()) -> str:
-    return _cumulate(input, dims)
+    return cumulate(input, dims)
 
 
 def _diff(input: Value, n: int = 1, dim: int = -1, *_: object) -> str:
-    return _cumulate(input, dim)
+    return cumulate(input, dim)
 
 
 def _fft(default: int | Sequence[int] | None) -> Callable[..., str]:
     def row(input: Value, n: object = None, dim: int | Sequence[int] | None = default, *_: object, **__: object) -> str:
-        return _cumulate(input, default if dim is None else dim)
+        return cumulate(input, default if dim is None else dim)
 
     return row
+
+
+def _count(input: Value, *weights: object, **__: object) -> str:
+    """Bins are ordered; what falls into them may come in any order."""
+    axes = " ".join(letters(input))
+    return ", ".join([axes, *(axes for weight in weights if isinstance(weight, Value))]) + " -> _"
 
 
 def _triangle(input: Value, *_: object) -> str:
@@ -205,13 +221,13 @@ def _triangle(input: Value, *_: object) -> str:
 
 REDUCTIONS: dict[str, Row] = {
     # normalisation: the intermediate is what the mixed axis is gone from
-    "aten.batch_norm": _batch_norm,
-    "aten._native_batch_norm_legit_no_training": _batch_norm,
+    "aten.batch_norm": batch_norm,
+    "aten._native_batch_norm_legit_no_training": batch_norm,
     "aten.instance_norm": _instance_norm,
-    "aten.layer_norm": _layer_norm,
+    "aten.layer_norm": layer_norm,
     "aten.rms_norm": _rms_norm,
-    "aten.group_norm": _group_norm,
-    "aten._weight_norm": _weight_norm,
+    "aten.group_norm": group_norm,
+    "aten._weight_norm": weight_norm,
     "aten.softmax": _softmax,
     "aten._softmax": _softmax,
     "aten._safe_softmax": _softmax,
@@ -219,6 +235,8 @@ REDUCTIONS: dict[str, Row] = {
     "aten._log_softmax": _softmax,
     # reductions
     **{f"aten.{name}": _reduce for name in ("sum", "mean", "amax", "amin", "logsumexp", "prod", "any", "all")},
+    **{f"aten.{name}": _reduce for name in ("nansum", "nanmean", "frobenius_norm")},
+    "aten.linalg_matrix_norm": _matrix_norm,
     "aten.linalg_vector_norm": _vector_norm,
     "aten.norm": _vector_norm,
     "aten.var": _variance,
@@ -228,9 +246,11 @@ REDUCTIONS: dict[str, Row] = {
     "aten.aminmax": _two(_aminmax),
     "aten.linalg_norm": _norm,
     "aten.count_nonzero": _reduce,
+    "aten.histc": _count,
+    "aten.bincount": _count,
     # order along an axis
-    **{f"aten.{name}": _cumulate for name in ("cumsum", "cumprod", "logcumsumexp")},
-    **{f"aten.{name}": _two(_cumulate) for name in ("cummax", "cummin")},
+    **{f"aten.{name}": cumulate for name in ("cumsum", "cumprod", "logcumsumexp")},
+    **{f"aten.{name}": _two(cumulate) for name in ("cummax", "cummin")},
     "aten.diff": _diff,
     "aten.unfold": _unfold,
     "aten.linalg_cross": _cross,
@@ -242,8 +262,8 @@ REDUCTIONS: dict[str, Row] = {
     "aten.triu": _triangle,
     "aten.tril": _triangle,
     **{f"aten.fft_{name}": _fft(-1) for name in ("fft", "ifft", "rfft", "irfft", "hfft", "ihfft")},
-    **{f"aten.fft_{name}": _fft((-2, -1)) for name in ("fft2", "ifft2", "rfft2", "irfft2")},
-    **{f"aten.fft_{name}": _fft(None) for name in ("fftn", "ifftn", "rfftn", "irfftn")},
+    **{f"aten.fft_{name}": _fft((-2, -1)) for name in ("fft2", "ifft2", "rfft2", "irfft2", "hfft2", "ihfft2")},
+    **{f"aten.fft_{name}": _fft(None) for name in ("fftn", "ifftn", "rfftn", "irfftn", "hfftn", "ihfftn")},
     **{f"aten.fft_{name}": _ordered_along(None) for name in ("fftshift", "ifftshift")},
     "aten.view_as_real": "... -> ... 2",
     "aten.view_as_complex": "... 2 -> ...",

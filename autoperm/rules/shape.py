@@ -9,7 +9,7 @@ from typing import Any
 from ..axes import broadcast, concatenate, regroup
 from ..cutting import cut, restrict
 from ..graph import Value
-from ..terms import MISFIT, Misfit, Term, constant, factor, is_pinned, pin, product
+from ..terms import MISFIT, Misfit, Pin, Term, constant, factor, factors, is_pinned, pin, product
 from .context import Axes, Context, Rule
 
 
@@ -30,6 +30,7 @@ def _view(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
 
 def _recut(source: Axes, target: Sequence[int]) -> Axes:
     found: Axes = []
+    inside: Axes = []
     i = j = 0
     while i < len(source) or j < len(target):
         inputs: Axes = []
@@ -50,6 +51,7 @@ def _recut(source: Axes, target: Sequence[int]) -> Axes:
                 i += 1
         if len(inputs) == len(outputs) == 1:
             found += inputs
+            inside += inputs
             continue
         try:
             found += regroup(inputs, outputs)
@@ -57,6 +59,10 @@ def _recut(source: Axes, target: Sequence[int]) -> Axes:
             for term in inputs:
                 pin(term, MISFIT)
             found += [factor(size, MISFIT) for size in outputs]
+        else:
+            inside += [part for term in inputs for part in factors(term)]
+    # Of two copies of an axis, a factor may stand beside one before and beside the other after: here it stands alone.
+    ctx.relate(inside)
     return found
 
 
@@ -181,9 +187,13 @@ def _slice(
     return axes
 
 
-def _select(ctx: Context, self: Value, dim: int, index: int) -> Axes:
-    axes = ctx.axes(self)
+def _select(ctx: Context, self: Value, dim: int, index: Any) -> Axes:
+    axes = list(ctx.axes(self))
     dim %= len(axes)
+    if not isinstance(index, int):
+        ctx.pin([axes.pop(dim)], "a number that is computed says which unit is taken")
+        ctx.relate(axes)
+        return axes
     index %= axes[dim].size
     found = _cut(ctx, axes, dim, index, index + 1)
     del found[dim]
@@ -289,6 +299,11 @@ def _filled(ctx: Context, *_: Any, **__: Any) -> Axes:
     return [constant(size) for size in ctx.result.shape]
 
 
+def _random(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
+    """Only the shape is taken. Each place draws its own number, in a fixed order."""
+    return [factor(size, Pin("random numbers", ctx.call)) for size in ctx.result.shape]
+
+
 def _broadcast_tensors(ctx: Context, tensors: Sequence[Value]) -> list[Axes]:
     shape = ctx.result.shape
     return [_stretch(ctx.axes(value), shape) for value in tensors]
@@ -336,20 +351,9 @@ def _pad_constant(ctx: Context, self: Value, pad: Sequence[int], value: Any = 0)
     return _pad(ctx, self, pad)
 
 
-def _extreme(ctx: Context, self: Value, *args: Any, **kwargs: Any) -> Axes | list[Axes]:
-    """``max`` and ``min``: of all, of two tensors, or along an axis with the place where it stands."""
-    axes = ctx.axes(self)
-    named = [*args, *(kwargs[name] for name in ("other", "dim", "keepdim") if name in kwargs)]
-    if not named:
-        return []
-    if isinstance(named[0], Value):
-        return broadcast([axes, ctx.axes(named[0])])
-    dim, keepdim = named[0] % max(len(axes), 1), bool(named[1:] and named[1])
-    place = ctx.results[1] if len(ctx.results) > 1 else None
-    if place is not None and place.used:
-        ctx.pin(axes[dim : dim + 1], "the place of the largest or smallest unit is used")
-    kept = [factor(1) if i == dim else axis for i, axis in enumerate(axes) if i != dim or keepdim]
-    return [kept, kept]
+def _extreme(ctx: Context, self: Value, other: Value | None = None) -> Axes:
+    """``max`` and ``min`` of all, or of two tensors; along an axis: :mod:`autoperm.rules.positions`."""
+    return broadcast([ctx.axes(self), ctx.axes(other)]) if other is not None else []
 
 
 _RENAMES = {
@@ -369,6 +373,19 @@ _RENAMES = {
     "swapdims": "transpose",
     "moveaxis": "movedim",
     "tile": "repeat",
+    "ravel": "view",
+    "unsafe_split": "split",
+    "unsafe_split_with_sizes": "split",
+    "unsafe_chunk": "chunk",
+    "empty_permuted": "empty",
+    "empty_strided": "empty",
+    "new_empty_strided": "new_empty",
+    **{
+        f"{name}_copy": name
+        for name in "expand permute select slice split squeeze t transpose unbind unsqueeze view".split()
+    },
+    "split_with_sizes_copy": "split",
+    "narrow_copy": "narrow",
 }
 
 _RULES: dict[str, Rule] = {
@@ -398,6 +415,7 @@ _RULES: dict[str, Rule] = {
     "constant_pad_nd": _pad_constant,
     "meshgrid": _meshgrid,
     "broadcast_tensors": _broadcast_tensors,
+    **dict.fromkeys(("rand_like", "randn_like", "randint_like"), _random),
     **dict.fromkeys(("max", "min", "median", "nanmedian"), _extreme),
     **dict.fromkeys(
         ("zeros", "ones", "full", "empty", "scalar_tensor", "zeros_like", "ones_like", "full_like", "empty_like"),

@@ -7,12 +7,17 @@ operands and permutations, and every ``_`` must matter.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 from ..graph import Value
+from .algebra import ALGEBRA
 from .contract import CONTRACTIONS
+from .kernels import KERNELS
+from .lookup import READS, WRITES, Numbers
 from .reduce import REDUCTIONS
 from .text import Row as Row
-from .text import each, letters, optional, put
+from .text import each, letters, optional
 
 # --- images
 
@@ -80,60 +85,6 @@ def _col2im(input: Value, output_size: object, kernel_size: Sequence[int], *_: o
 # --- lookups
 
 
-def _index(self: Value, indices: Sequence[Value | None]) -> str:
-    """Looked-up axes are ordered. The looked-up places stand where they were if they are neighbours, else first."""
-    places = [i for i, index in enumerate(indices) if index is not None]
-    axes = ["_" if i in places else axis for i, axis in enumerate(letters(self))]
-    kept = [axis for axis in axes if axis != "_"]
-    first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
-    result = [*kept[:first], "...", *kept[first:]]
-    return f"{' '.join(axes)}{', ...' * len(places)} -> {' '.join(result)}"
-
-
-def _index_select(input: Value, dim: int, index: Value) -> str:
-    """The axis that is looked up is ordered; the places in the index are free."""
-    axes = letters(input) or ["_"]
-    place = dim % len(axes)
-    return f"{' '.join(put(axes, place, '_')[: input.ndim])}, {'s' * index.ndim} -> " + (
-        " ".join(put(axes, place, "s" if index.ndim else "1")[: input.ndim])
-    )
-
-
-def _gather(input: Value, dim: int, index: Value, **_: object) -> str:
-    """Along the other axes each place of the index reads its own place of the input, as far as it reaches."""
-    pairs = zip(letters(input), input.shape, index.shape, strict=True)
-    row = ["_" if n != m else axis for axis, n, m in pairs]
-    places = " ".join(put(row, dim % len(row), "s"))
-    return f"{' '.join(put(row, dim % len(row), '_'))}, {places} -> {places}"
-
-
-def _index_add(input: Value, dim: int, index: Value, source: Value, **_: object) -> str:
-    axes = letters(input)
-    row = " ".join(put(axes, dim % input.ndim, "_"))
-    return f"{row}, s, {' '.join(put(axes, dim % input.ndim, 's'))} -> {row}"
-
-
-def _index_put(
-    input: Value, indices: Sequence[Value | None], values: Value, accumulate: bool = False, *_: object
-) -> str:
-    """What is written to one place twice depends on the order, unless it is added up."""
-    places = [i for i, index in enumerate(indices) if index is not None]
-    found = [index for index in indices if index is not None]
-    # An index of several axes may be a mask over as many axes of the input: a value does not tell its dtype.
-    at = zip(places, found, strict=True)
-    if any(index.ndim > 1 and index.shape == input.shape[i : i + index.ndim] for i, index in at):
-        pinned = [" ".join("_" * value.ndim) for value in (input, *found, values)]
-        return f"{', '.join(pinned)} -> {pinned[0]}"
-    axes = ["_" if i in places else axis for i, axis in enumerate(letters(input))]
-    kept = [axis for i, axis in enumerate(axes) if i not in places]
-    first = places[0] if places == list(range(places[0], places[-1] + 1)) else 0
-    ndim = max(index.ndim for index in found)
-    looked_up = [f"s{i}" if accumulate else "_" for i in range(ndim)]
-    written = [*kept[:first], *looked_up, *kept[first:]]
-    operands = [axes, *(looked_up[ndim - index.ndim :] for index in found), written[len(written) - values.ndim :]]
-    return f"{', '.join(map(' '.join, operands))} -> {' '.join(axes)}"
-
-
 def _all_ordered(*operands: Value) -> str:
     """What reads every place of its operands in their order, and makes something in an order of its own."""
     return f"{', '.join(' '.join('_' * value.ndim) for value in operands)} -> _"
@@ -161,6 +112,11 @@ def _embedding_bag(
     return optional("_ d, _, _{} -> _ d", ("_", per_sample_weights))
 
 
+def _grouped_mm(input: Value, matrices: Value, ends: Value, *_: Any, **__: Any) -> str:
+    """Each row is multiplied with the matrix of its group; where groups end are numbers."""
+    return "_ i, _ i o, _ -> _ o"
+
+
 def _prelu(input: Value, weight: Value) -> str:
     shared = weight.ndim == 0 or weight.shape == (1,)
     return f"..., {'1' * weight.ndim} -> ..." if shared else "b c ..., c -> b c ..."
@@ -176,13 +132,15 @@ def _glu(input: Value, dim: int = -1) -> str:
 _SAME = (
     "clone alias detach contiguous dropout feature_dropout alpha_dropout lift_fresh lift_fresh_copy _to_copy to "
     "positive view_as conj resolve_conj resolve_neg real imag nan_to_num hardtanh logit log_sigmoid "
-    "_conj _neg_view mish softplus hardswish silu gelu"
+    "_conj _neg_view mish softplus hardswish silu gelu detach_copy alias_copy lift pin_memory"
 ).split()
 
 SIGNATURES: dict[str, Row] = {
     **{f"aten.{name}": "... -> ..." for name in _SAME},
     **CONTRACTIONS,
     **REDUCTIONS,
+    **KERNELS,
+    **ALGEBRA,
     # images
     **{f"aten.{kind}_pool{n}d": _pool(n) for n in (1, 2, 3) for kind in ("avg", "max")},
     **{f"aten.max_pool{n}d_with_indices": _pool(n, results=2) for n in (1, 2, 3)},
@@ -203,18 +161,15 @@ SIGNATURES: dict[str, Row] = {
     "aten.im2col": _im2col,
     "aten.col2im": _col2im,
     # lookups
-    "aten.embedding": "_ d, ... -> ... d",
     "aten.embedding_bag": _embedding_bag,
     "aten.one_hot": "... -> ... _",
-    "aten.index": _index,
-    "aten.index_put": _index_put,
-    "aten.index_add": _index_add,
-    "aten.index_select": _index_select,
-    "aten.gather": _gather,
     # places that values decide
     "aten.nonzero": _nonzero,
     "aten.masked_select": _all_ordered,
     "aten.masked_scatter": _masked_scatter,
+    **{name: partial(row, Numbers()) for name, row in {**READS, **WRITES}.items()},
+    "aten._grouped_mm": _grouped_mm,
+    "transformers.grouped_mm_fallback": _grouped_mm,
     # gates
     "aten.prelu": _prelu,
     "aten.glu": _glu,
