@@ -87,6 +87,16 @@ class Reference:
         other = other.double() if kinds == {torch.float64} else other
         return difference(self.outputs, outputs(other, self.args, self.kwargs))
 
+    def noise(self) -> float:
+        """Return the relative difference that rounding of the weights makes by itself."""
+        other, generator = copy_model(self.model), torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in other.parameters():
+                if parameter.is_floating_point():
+                    sign = torch.randint(0, 2, parameter.shape, generator=generator).to(parameter) * 2 - 1
+                    parameter.mul_(1 + 64 * torch.finfo(parameter.dtype).eps * sign)
+        return difference(self.outputs, outputs(other, self.args, self.kwargs))
+
 
 def in_native_precision(model: nn.Module, error: Exception) -> float:
     """Return the tolerance for a model that does not run in float64.
@@ -178,7 +188,12 @@ def _culprits(permutation: Permutation, reference: Reference) -> str:
     wrong = [
         name for name, part in alone.items() if not reference.error(part.apply(reference.model)) <= reference.tolerance
     ]
+    if reference.noise() > reference.tolerance:
+        return (
+            "So does rounding its weights: on these inputs rounding decides the path (ties in a routing, a threshold, "
+            "or among boxes that overlap), and nothing can be told. Verify on others."
+        )
     if not wrong:
-        return "No factor does so alone. Does its path change with them, or is float64 not enough?"
+        return "No factor does so alone. Is the precision of the model enough?"
     axes = "; ".join(f"{n} on {', '.join(f'{t} axis {a}' for t, a in spec.carriers[n][:4])}" for n in wrong[:5])
     return f"Factors that do so alone: {axes}. If a rule of yours is on their way, check it; else please report this."

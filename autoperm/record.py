@@ -43,11 +43,9 @@ _ABOUT = frozenset(
 )
 """What asks for the form of tensors, not for their values, or does nothing to them."""
 
-_MOVING_MEMORY = frozenset(("aten.resize_", "aten.resize_as_", "aten.set_"))
-_INDEXING = frozenset(
-    ("aten.index", "aten.index_put", "aten.index_put_", "aten._index_put_impl_", "aten._unsafe_index")
-)
-_NORMS = frozenset(("aten.batch_norm", "aten.instance_norm"))
+_MOVING_MEMORY = frozenset("aten.resize_ aten.resize_as_ aten.set_".split())
+_INDEXING = frozenset("aten.index aten.index_put aten.index_put_ aten._index_put_impl_ aten._unsafe_index".split())
+_NORMS = frozenset("aten.batch_norm aten.instance_norm".split())
 
 _READERS: dict[Any, str] = {
     getattr(Tensor, name): name for name in ("tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "__reduce_ex__")

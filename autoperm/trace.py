@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 
 from .boundary import finish, model_values
 from .copies import copy_model
@@ -68,7 +69,10 @@ def trace(model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | Non
         exported = _export(replica, positional, named)
     except Exception as refusal:  # whatever the user's forward or the exporter may raise
         return _record_instead(model, positional, named, refusal)
-    return _read(exported, replica)
+    try:
+        return _read(exported, replica)
+    except GuardOnDataDependentSymNode as refusal:  # exported, but with sizes that only data decides
+        return _record_instead(model, positional, named, refusal)
 
 
 @contextmanager

@@ -660,6 +660,59 @@ def test_inputs_are_not_written_to() -> None:
     torch.testing.assert_close(x, before, rtol=0, atol=0)
 
 
+def test_nothing_found_has_any_shape() -> None:
+    class Finds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head, self.boxes = nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(8, 12)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            h = torch.relu(self.inner(x))
+            boxes = self.boxes(h[x[:, 0] > 100.0])
+            return self.head(h), boxes.view(-1, 3, 4).flatten(1, 2)
+
+    model = randomize(Finds().double().eval())
+    spec = check(model, floats(3, 6)(), [(8, 1)])
+    assert spec.log10_order > 0
+
+
+def test_sizes_that_the_exporter_leaves_open() -> None:
+    """It exports a count of tokens as an unknown; the recorder knows it."""
+
+    class Splits(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(6, 8), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.relu(self.inner(x[x[:, 0] > 0])))
+
+    spec = check(randomize(Splits().double().eval()), inputs_of(8, 6), [(8, 1)])
+    assert len(spec.notes) == 2
+
+
+def test_verification_says_when_rounding_decides() -> None:
+    """Whether any sum is larger than the same sum was before, only rounding says."""
+
+    class Ties(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.head = nn.Linear(6, 8), nn.Linear(8, 1)
+            self.register_buffer("before", torch.zeros(301, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.head(torch.tanh(self.inner(x)))
+            return 3 * y if (y > self.before).any() else y
+
+    model, inputs = randomize(Ties().double().eval()), floats(301, 6)()
+    with torch.no_grad():
+        model.before.copy_(model.head(torch.tanh(model.inner(*inputs))))
+    spec = discover(model, inputs)
+    assert groups(spec) == [(8, 1)]
+    with pytest.raises(EquivalenceError, match="rounding decides the path"):
+        spec.verify(model, inputs, tolerance=1e-9)
+
+
 def test_what_comes_to_nothing_is_not_recorded() -> None:
     class Idle(nn.Module):
         def __init__(self) -> None:
