@@ -342,3 +342,12 @@ def test_scales_that_start_close_to_zero_do_not_hide_a_branch() -> None:
     found = probe(model, spec, x)
     assert not found.unexercised
     assert not found.missed
+
+
+def test_progress_is_shown_if_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    model, x = mlp(), floats(5, 3)()
+    spec = PermutationSpec.from_patterns(PINNED, model)
+    probe(model, spec, x)
+    assert not capsys.readouterr().err
+    probe(model, spec, x, progress=True)
+    assert "probe" in capsys.readouterr().err
