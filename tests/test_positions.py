@@ -343,6 +343,7 @@ PINNED: dict[str, tuple[Callable[[Net, Tensor], Any], dict[str, tuple[str, ...]]
     "less": (of_best(lambda net, x, best: (best < 2).double()), B),
     "computed": (of_best(lambda net, x, best: net.bias[(best + 1) % E]), R),
     "truth": (of_best(lambda net, x, best: best.to(torch.bool).double()), B),
+    "joined with numbers": (of_best(lambda net, x, best: net.bias[torch.cat([best, torch.arange(E)])]), R),
     "sorted": (of_best(lambda net, x, best: net.bias[best.sort().values]), R),
     "largest": (of_best(lambda net, x, best: net.bias[best.max(0, keepdim=True).values]), R),
     "another table": (

@@ -81,7 +81,8 @@ def hand_on(ctx: PositionsContext, name: str, args: Sequence[Any], kwargs: dict[
     if base not in _HANDS_ON or not name.startswith("aten."):
         return None
     operands = values_in(args[0])
-    found = [ctx.positions(value) for value in operands]
+    # A constant that counts would hold positions along its own axis, which what moves it does not know to be that.
+    found = [None if value.kind == "constant" else ctx.positions(value) for value in operands]
     first = found[0] if found else None
     if first is None or (first.ends and base not in _SAME):
         return None
