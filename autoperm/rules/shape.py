@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from ..axes import broadcast, concatenate, regroup
@@ -16,19 +16,26 @@ from .context import Axes, Context, Rule
 def _view(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
     """Axes whose sizes multiply to the same number, taken from the left, are the same axes cut differently."""
     source, target = ctx.axes(self), list(ctx.result.shape)
-    if 0 not in target:
-        return _recut(source, target)
-    # A tensor of nothing (no token was routed here) says what goes with what only on either side of its empty axis.
-    i, j = self.shape.index(0), target.index(0)
-    if math.prod(self.shape[:i]) != math.prod(target[:j]) or math.prod(self.shape[i + 1 :]) != math.prod(
-        target[j + 1 :]
-    ):
+    if 0 in target:
+        return _view_of_nothing(ctx, source, target)
+    found, inside = _recut(source, target)
+    # Of two copies of an axis, a factor may stand beside one before and beside the other after: here it stands alone.
+    ctx.relate(inside)
+    return found
+
+
+def _view_of_nothing(ctx: Context, source: Axes, target: Sequence[int]) -> Axes:
+    """A tensor of nothing (no token was routed here) says what goes with what only on either side of its empty axis."""
+    sizes = [axis.size for axis in source]
+    i, j = sizes.index(0), target.index(0)
+    if prod(sizes[:i]) != prod(target[:j]) or prod(sizes[i + 1 :]) != prod(target[j + 1 :]):
         ctx.pin(source, "a tensor without elements is given another shape")
-        return [factor(size, MISFIT) for size in target]
-    return [*_recut(source[:i], target[:j]), source[i], *_recut(source[i + 1 :], target[j + 1 :])]
+        return [factor(size, misfit()) for size in target]
+    return [*_recut(source[:i], target[:j])[0], source[i], *_recut(source[i + 1 :], target[j + 1 :])[0]]
 
 
-def _recut(source: Axes, target: Sequence[int]) -> Axes:
+def _recut(source: Axes, target: Sequence[int]) -> tuple[Axes, Axes]:
+    """Return axes cut differently, and the factors inside those that were cut, each by itself."""
     found: Axes = []
     inside: Axes = []
     i = j = 0
@@ -62,9 +69,7 @@ def _recut(source: Axes, target: Sequence[int]) -> Axes:
             found += [factor(size, why) for size in outputs]
         else:
             inside += [part for term in inputs for part in factors(term)]
-    # Of two copies of an axis, a factor may stand beside one before and beside the other after: here it stands alone.
-    ctx.relate(inside)
-    return found
+    return found, inside
 
 
 def _permute(ctx: Context, self: Value, dims: Sequence[int]) -> Axes:
