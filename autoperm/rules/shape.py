@@ -17,18 +17,17 @@ def _view(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
     """Axes whose sizes multiply to the same number, taken from the left, are the same axes cut differently."""
     source, target = ctx.axes(self), list(ctx.result.shape)
     if 0 not in target:
-        return _recut(source, target)
+        return _recut(ctx, source, target)
     # A tensor of nothing (no token was routed here) says what goes with what only on either side of its empty axis.
-    i, j = self.shape.index(0), target.index(0)
-    if math.prod(self.shape[:i]) != math.prod(target[:j]) or math.prod(self.shape[i + 1 :]) != math.prod(
-        target[j + 1 :]
-    ):
+    shape = self.shape
+    i, j = shape.index(0), target.index(0)
+    if (math.prod(shape[:i]), math.prod(shape[i + 1 :])) != (math.prod(target[:j]), math.prod(target[j + 1 :])):
         ctx.pin(source, "a tensor without elements is given another shape")
         return [factor(size, MISFIT) for size in target]
-    return [*_recut(source[:i], target[:j]), source[i], *_recut(source[i + 1 :], target[j + 1 :])]
+    return [*_recut(ctx, source[:i], target[:j]), source[i], *_recut(ctx, source[i + 1 :], target[j + 1 :])]
 
 
-def _recut(source: Axes, target: Sequence[int]) -> Axes:
+def _recut(ctx: Context, source: Axes, target: Sequence[int]) -> Axes:
     found: Axes = []
     inside: Axes = []
     i = j = 0
