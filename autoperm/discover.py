@@ -267,8 +267,10 @@ class _Discovery:
     def _draw(self, call: Call, results: Sequence[Value]) -> None:
         """Random numbers come in an order: each place of the result, and of what it is drawn from, has its own."""
         why = Pin("random numbers are drawn in order", call)
-        for value in call.operands() if reads_what_it_draws_from(call) else ():
-            self._pin_value(value, why)
+        if reads_what_it_draws_from(call):
+            self._take_numbers(call)
+            for value in call.operands():
+                self._pin_value(value, why)
         for value in results:
             self._define(value, fresh(value.shape, why))
 
