@@ -139,12 +139,14 @@ def pin_disturbed(arranged: Sequence[Arranged], fixed: Iterable[Sequence[Term]])
 
 def with_units(axes: Sequence[Term], arranged: Sequence[Arranged]) -> list[Term]:
     """Add to a tensor's axes, for each arranged one, the axis to a unit of which each slot belongs."""
+    units = {find(each.axis): each.by for each in arranged}
     found = list(axes)
-    for each in arranged:
-        root = find(each.axis)
-        times = [flatten([axis]).count(root) for axis in axes]
-        if times and sum(times) == sum(list(_factors(axis)).count(root) for axis in axes):  # not within a sum
-            found += [each.by] * sum(times)
+    for axis in axes:
+        for leaf in _factors(axis):
+            if leaf in units and leaf in flatten([axis]):
+                found.append(units[leaf])
+            elif leaf in units:  # within a sum: which slots, and so which units, cannot be told
+                return list(axes)
     return found
 
 

@@ -122,7 +122,6 @@ call("logit", torch.rand(2, 3, generator=_random, dtype=torch.float64), 0.1)
 call("dropout feature_dropout alpha_dropout", real(2, 3), 0.5, False)
 call("_to_copy", real(2, 3), dtype=torch.complex128)
 call("to", real(2, 3), torch.complex128)
-call("view_as", real(2, 3), real(2, 3))
 call("_conj real imag", cplx(2, 3))
 # contractions
 call("linear", real(2, 3, 4), real(5, 4))
@@ -1125,6 +1124,7 @@ KNOWN: list[tuple[Sequence[str], list[tuple[int, int]]]] = [
     # Eight hidden units, and which of them may be permuted: (size, copies)
     (["h.tanh()"], [(8, 1)]),
     (["h.unflatten(1, (2, 4)).transpose(1, 2)"], [(2, 1), (4, 2)]),
+    (["h.view_as(torch.zeros(2, 2, 4)).transpose(1, 2)"], [(2, 1), (4, 2)]),
     (["h.unflatten(1, (2, 4)).max(2)[0]"], [(2, 1), (4, 2)]),
     (["extreme(h.unflatten(1, (2, 4)).max(2), True)"], [(2, 1)]),
     (["h.unflatten(1, (2, 4)).median(1)[0]"], [(2, 4), (4, 1)]),

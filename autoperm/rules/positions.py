@@ -281,6 +281,8 @@ def grouped_mm(
     slots, inner = ctx.axes(self)
     if not any(find(a.axis) is find(slots) and a.bag is ends.bag and a.bag is not None for a in ctx.arranged):
         return None
+    for value in (self, mat2):
+        ctx.forget(value, "they are multiplied")
     matrices = ctx.axes(mat2)
     ctx.bind("x i o, x -> ", [matrices, [ends.along]], [()])
     return ctx.bind("a i, a i o -> a o", [[slots, inner], [slots, *matrices[1:]]], [ctx.result.shape])

@@ -117,7 +117,7 @@ def _glu(input: Value, dim: int = -1) -> str:
 
 _SAME = (
     "clone alias detach contiguous dropout feature_dropout alpha_dropout lift_fresh lift_fresh_copy _to_copy to "
-    "positive view_as conj resolve_conj resolve_neg real imag nan_to_num hardtanh logit log_sigmoid "
+    "positive conj resolve_conj resolve_neg real imag nan_to_num hardtanh logit log_sigmoid "
     "_conj _neg_view mish softplus hardswish silu gelu detach_copy alias_copy lift pin_memory"
 ).split()
 
