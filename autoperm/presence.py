@@ -114,7 +114,7 @@ def _member(family: Term, chosen: list[frozenset[Term]]) -> Term:
 
 
 def pin_disturbed(arranged: Sequence[Arranged], fixed: Iterable[Sequence[Term]]) -> list[Arranged]:
-    """Pin what an arranged axis is sorted by, if something needs the order of the slots.
+    """Pin what an arranged axis is sorted by, and what was sorted, if something needs the order of the slots.
 
     Args:
         arranged: the axes; a unit's permutation moves its slots in a way that depends on the data.
@@ -130,8 +130,8 @@ def pin_disturbed(arranged: Sequence[Arranged], fixed: Iterable[Sequence[Term]])
         alone = root.kind == FACTOR and root not in taken and roots.count(root) == 1
         if not alone or root.pin is not None:
             why = root.pin or Pin("the order of what is sorted by these positions matters")
-            pin(root, why)
-            pin(each.by, why)
+            for term in (root, each.by, each.of):
+                pin(term, why)
         if alone:
             kept.append(each)
     return kept

@@ -349,6 +349,13 @@ PINNED: dict[str, tuple[Callable[[Net, Tensor], Any], dict[str, tuple[str, ...]]
     "computed": (of_best(lambda net, x, best: net.bias[(best + 1) % E]), R),
     "truth": (of_best(lambda net, x, best: best.to(torch.bool).double()), B),
     "joined with numbers": (of_best(lambda net, x, best: net.bias[torch.cat([best, torch.arange(E)])]), R),
+    "sorted units": (
+        lambda net, x: net.up[net.bias.argmax(-1).sort().indices].sum(-1),
+        {
+            "bias": ("a", "_"),
+            "up": ("a", "_", "_"),
+        },
+    ),
     "sorted": (of_best(lambda net, x, best: net.bias[best.sort().values]), R),
     "largest": (of_best(lambda net, x, best: net.bias[best.max(0, keepdim=True).values]), R),
     "another table": (

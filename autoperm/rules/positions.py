@@ -18,7 +18,8 @@ source counts only if the values along its axis are known to differ (:mod:`autop
 axis is pinned.
 
 **Arranged axes.** Sorting positions groups equal ones: the tokens for expert 0, then those for expert 1, ... With the
-experts permuted the groups change places, so the sorted axis ``A`` is permuted too, in a way that depends on the data
+experts permuted the groups change places (and with the tokens permuted, what is in them), so the sorted axis ``A`` is
+permuted too, in a way that depends on the data
 and that nobody chooses. Rules hold for every permutation, so also for this one, if nothing needs the order of ``A``
 and ``A`` is never made one with another axis: :func:`autoperm.presence.pin_disturbed` sees to that at the end. Each
 slot of ``A`` belongs to one unit of ``X``. So wherever ``A`` is present, ``X`` is, and the hidden units of each expert
@@ -226,7 +227,7 @@ def _sorted(ctx: PositionsContext, self: Value, dim: int, values: Value | None, 
         slots = find(found.along)
     else:
         slots = factor(axes[0].size)
-        ctx.arranged.append(Arranged(slots, found.along, found.bag))
+        ctx.arranged.append(Arranged(slots, found.along, axes[0], found.bag))
     if values is not None:
         ctx.note(values, replace(found, axes=(), arranged=True))
     if order is not None:

@@ -98,7 +98,7 @@ def _embedding_bag(
     return optional("_ d, _, _{} -> _ d", ("_", per_sample_weights))
 
 
-def _grouped_mm(input: Value, matrices: Value, ends: Value, *_: Any, **__: Any) -> str:
+def _grouped_mm(input: Value, matrices: Value, offs: Value | None = None, *_: Any, **__: Any) -> str:
     """Each row is multiplied with the matrix of its group; where groups end are numbers."""
     return "_ i, _ i o, _ -> _ o"
 
