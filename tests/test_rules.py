@@ -14,6 +14,7 @@ discovery uses:
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -739,6 +740,37 @@ def test_every_row_has_an_example() -> None:
     builtin = {name for name in SIGNATURES if name.startswith("aten.")}  # other tests register operations of their own
     assert builtin - covered == set(), "add an example call to EXAMPLES"
     assert covered - builtin == set()
+
+
+def forms(op: str) -> Iterator[Any]:
+    """The schemas of an operation: with tensors in and out, and without a place to write to."""
+    packet = getattr(torch.ops.aten, op.removeprefix("aten."))
+    for schema in (getattr(packet, overload)._schema for overload in packet.overloads()):
+        tensors = ["Tensor" in str(argument.type) for argument in (*schema.arguments[:1], *schema.returns[:1])]
+        if all(tensors) and len(tensors) == 2 and not any(argument.is_out for argument in schema.arguments):
+            yield schema
+
+
+ROWS = {name: row for name, row in {**SIGNATURES, **rules._POSITIONS}.items() if not isinstance(row, str)}
+
+
+@pytest.mark.parametrize("op", [name for name in ROWS if name.startswith("aten.")])
+def test_every_row_takes_the_arguments_of_its_operation(op: str) -> None:
+    """A recorded call has all arguments in their places, and by name what can only be given by name."""
+    first = [None] if op in rules._POSITIONS and ROWS[op] is rules._POSITIONS[op] else []
+    faults = []
+    for schema in forms(op):
+        named = {argument.name: None for argument in schema.arguments if argument.kwarg_only}
+        placed = [None for argument in schema.arguments if not argument.kwarg_only]
+        try:
+            inspect.signature(ROWS[op]).bind(*first, *placed, **named)
+        except TypeError as error:
+            faults += [f"{schema}: {error}"] if schema.overload_name not in OTHER_FORMS.get(op, ()) else []
+    assert not faults
+
+
+OTHER_FORMS = {"aten.einsum": ("sublist",)}
+"""Overloads that a row does not stand for."""
 
 
 def unsound(reading: Reading) -> Iterator[str]:

@@ -19,14 +19,14 @@ axis is pinned.
 
 **Arranged axes.** Sorting positions groups equal ones: the tokens for expert 0, then those for expert 1, ... With the
 experts permuted the groups change places (and with the tokens permuted, what is in them), so the sorted axis ``A`` is
-permuted too, in a way that depends on the data
-and that nobody chooses. Rules hold for every permutation, so also for this one, if nothing needs the order of ``A``
-and ``A`` is never made one with another axis: :func:`autoperm.presence.pin_disturbed` sees to that at the end. Each
-slot of ``A`` belongs to one unit of ``X``. So wherever ``A`` is present, ``X`` is, and the hidden units of each expert
-may be permuted in their own way. ``A`` comes to be by sorting along a tensor's only axis: with further axes it would
-be permuted differently for each of their positions. The order of the sort holds each position of the axis ``T`` that
-was sorted *once*; by it tensors go from ``T`` to ``A``, and by its own inverse back. How many equal positions there
-are, added up along ``X``, are the *ends* of the groups: what a grouped matrix product needs, and nothing else can use.
+permuted too, in a way that depends on the data and that nobody chooses. Rules hold for every permutation, so also for
+this one, if nothing needs the order of ``A`` and ``A`` is never made one with another axis:
+:func:`autoperm.presence.pin_disturbed` sees to that at the end. Each slot of ``A`` belongs to one unit of ``X``. So
+wherever ``A`` is present, ``X`` is, and the hidden units of each expert may be permuted in their own way. ``A`` comes
+to be by sorting along a tensor's only axis: with further axes it would be permuted differently for each of their
+positions. The order of the sort holds each position of the axis ``T`` that was sorted *once*; by it tensors go from
+``T`` to ``A``, and by its own inverse back. How many equal positions there are, added up along ``X``, are the *ends*
+of the groups: what a grouped matrix product needs, and nothing else can use.
 """
 
 from __future__ import annotations
