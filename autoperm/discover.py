@@ -23,7 +23,7 @@ from .inputs import resolve_inputs
 from .rules.bind import Binding, fresh
 from .rules.context import Axes
 from .rules.distinct import Spreads, differs_along
-from .rules.meaning import Positions, counting, counting_axis, hand_on
+from .rules.meaning import Positions, counting, counting_axis, hand_on, values_in
 from .signature import parse
 from .spec import PermutationSpec
 from .terms import Arranged, Misfit, Pin, Term, constant, during, factor, pin
@@ -277,7 +277,7 @@ class _Discovery:
     def _take_numbers(self, call: Call) -> None:
         """Positions are handed on by what only moves them; whatever else an operation does, it does to the numbers."""
         meaning = hand_on(self, rules.op_name(call.op), call.args, call.kwargs)
-        moved = {value for value in Call(call.op, call.args[:1], {}, (), call.where).operands()} if meaning else set()
+        moved = values_in(call.args[:1]) if meaning is not None else []
         for value in call.operands():
             if value not in moved:
                 self.forget(value, "they are computed with")

@@ -105,10 +105,14 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Arranged:
-    """An axis of slots, each of which belongs to a unit of ``by``; ``bag`` stands for what was sorted."""
+    """An axis of slots: the units of ``of``, sorted by the unit of ``by`` to which each belongs.
+
+    Slots of one unit of ``by`` are in the order of ``of``. ``bag`` stands for what was sorted.
+    """
 
     axis: Term
     by: Term
+    of: Term
     bag: object
 
 

@@ -375,6 +375,7 @@ _RENAMES = {
     "split_with_sizes": "split",
     "numpy_T": "t",
     "reshape_as": "view",
+    "view_as": "view",
     "swapaxes": "transpose",
     "swapdims": "transpose",
     "moveaxis": "movedim",
