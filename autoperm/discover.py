@@ -94,16 +94,26 @@ def infer(graph: Graph) -> PermutationSpec:
             gc.enable()
 
 
-def infer_call(call: Call) -> Mapping[Value, Axes]:
-    """Find what one operation says of the axes of its operands and results, if nothing else is known of them."""
-    alone = _Discovery(Graph([], {}, [], []))
+def infer_call(call: Call, meanings: Mapping[Value, Positions]) -> dict[Value, Axes]:
+    """Find what one operation says of the axes of its operands and results, if nothing else is known of them.
+
+    Args:
+        call: the operation.
+        meanings: which values hold positions. The axis whose positions they are comes after a value's own axes.
+    """
+    alone = _Discovery(Graph([call], {}, [], []))
     for value in call.operands():
         if value.kind != "constant":
             alone.terms[value] = fresh(value.shape, None)
+            if value in meanings:
+                alone.meanings[value] = replace(meanings[value], along=factor(meanings[value].along.size))
     alone.call = call
     with during(call):
         alone._apply(call)
-    return alone.terms
+    found = alone.meanings
+    return {
+        value: [*axes, *([said.along] if (said := found.get(value)) else [])] for value, axes in alone.terms.items()
+    }
 
 
 class _Discovery:
@@ -142,7 +152,8 @@ class _Discovery:
             meaning = self.positions(value)
             if meaning is not None:
                 pin(meaning.along, Pin("the model returns positions along the axis"))
-        return conclude(self.graph, self.tensors, self.terms, self.unknown, self.arranged).spec()
+        meanings = {value: meaning for value, meaning in self.meanings.items() if meaning is not None}
+        return conclude(self.graph, self.tensors, self.terms, meanings, self.unknown, self.arranged).spec()
 
     def _pin_value(self, value: Value, why: Pin) -> None:
         for term in self.axes(value):

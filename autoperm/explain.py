@@ -25,7 +25,7 @@ from .terms import FACTOR, Pin, Term, find
 from .write import Inference, describe_pin, leaves
 
 Node = tuple[Value, int]
-"""An axis of a value."""
+"""An axis of a value. One more than it has stands for the axis whose positions its numbers are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +150,8 @@ class _Equalities:
         self.carriers: dict[Term, dict[Node, None]] = defaultdict(dict)
         self.names = {value: name for name, value in reversed(inference.graph.tensors.items())}
         for value, axes in inference.terms.items():
-            for axis, term in enumerate(axes):
+            along = [inference.meanings[value].along] if value in inference.meanings else []
+            for axis, term in enumerate([*axes, *along]):
                 for leaf in _inside(term):
                     self.carriers[leaf][value, axis] = None
         for call in inference.graph.calls:
@@ -166,7 +167,7 @@ class _Equalities:
 
     def _add(self, call: Call) -> None:
         shared: dict[Term, list[Node]] = defaultdict(list)
-        for value, axes in infer_call(call).items():
+        for value, axes in infer_call(call, self.inference.meanings).items():
             for axis, term in enumerate(axes):
                 for leaf in _inside(term):
                     shared[leaf].append((value, axis))
@@ -229,7 +230,8 @@ class _Equalities:
 
     def _text(self, node: Node) -> str:
         value, axis = node
-        return f"{self.names.get(value, value.name)}[{axis}]"
+        name = self.names.get(value, value.name)
+        return f"{name}[{axis}]" if axis < value.ndim else f"the positions in {name}"
 
 
 _EQUALITIES: WeakKeyDictionary[Inference, _Equalities] = WeakKeyDictionary()

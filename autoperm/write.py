@@ -19,6 +19,7 @@ from .axes import collapse
 from .graph import Call, Graph, Value
 from .presence import Cell, Members, all_cells, flatten, pin_disturbed, settle, varies_over, with_units
 from .rules import op_name
+from .rules.meaning import Positions
 from .signature import Interleaving, Name, Pinned, Product, Sum
 from .signature import Term as Notation
 from .spec import Factor, PermutationSpec
@@ -39,6 +40,7 @@ class Inference:
     Attributes:
         graph: the traced model.
         terms: the terms of every value's axes.
+        meanings: for values whose numbers are positions, along which axis.
         trees: how the axes of the graph's tensors are written.
         over: for each factor that may move, the factors it varies over.
         merged: for each factor that is several neighbours which nothing tells apart, those neighbours.
@@ -47,6 +49,7 @@ class Inference:
 
     graph: Graph
     terms: Mapping[Value, Sequence[Term]]
+    meanings: Mapping[Value, Positions]
     trees: Mapping[Value, Sequence[Tree]]
     over: Mapping[Term, Sequence[Term]]
     merged: Mapping[Term, Sequence[Term]]
@@ -87,6 +90,7 @@ def conclude(
     graph: Graph,
     tensors: Sequence[Sequence[Term]],
     terms: Mapping[Value, Sequence[Term]],
+    meanings: Mapping[Value, Positions],
     unknown: Sequence[object],
     arranged: Sequence[Arranged] = (),
 ) -> Inference:
@@ -96,6 +100,7 @@ def conclude(
         graph: the traced model.
         tensors: the terms of every tensor, those of the graph's own tensors first and in their order.
         terms: the terms of every value.
+        meanings: for values whose numbers are positions, along which axis.
         unknown: operations that no rule knew.
         arranged: axes that are sorted by the positions along another.
     """
@@ -113,7 +118,7 @@ def conclude(
     merges = _neighbours(settled, written.values())
     trees = {value: [_merged_tree(tree, merges) for tree in axes] for value, axes in written.items()}
     over = varies_over([_merge(cell, merges) for cell in settled])
-    return Inference(graph, terms, trees, over, _merged(merges), unknown)
+    return Inference(graph, terms, meanings, trees, over, _merged(merges), unknown)
 
 
 def _settle_and_write(

@@ -152,3 +152,23 @@ def test_errors_say_what_there_is(residual: autoperm.PermutationSpec) -> None:
     read = autoperm.PermutationSpec.from_json(residual.to_json())
     with pytest.raises(SpecError, match="read from a file"):
         read.explain("stem.weight", 0)
+
+
+class Experts(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(3, 5)
+        self.up = nn.Parameter(torch.randn(5, 3, 4))
+        self.down = nn.Parameter(torch.randn(5, 4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        best = self.router(x).argmax(-1)
+        hidden = torch.einsum("bi,bij->bj", x, self.up[best]).relu()
+        return torch.einsum("bi,bij->bj", hidden, self.down[best])
+
+
+def test_a_chain_goes_through_positions() -> None:
+    spec = autoperm.discover(Experts(), torch.randn(7, 3))
+    (chain,) = spec.explain("router.weight", 0, to=("up", 0)).chains
+    assert ops(chain) == ["linear", "argmax", "index"]
+    assert chain.steps[1].target == "the positions in argmax"
