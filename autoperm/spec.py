@@ -217,7 +217,8 @@ class PermutationSpec:
             inputs: positional inputs, or inputs by name; floating-point ones are cast to float64. Where the model's
                 path depends on data (its ``notes`` say so), verify on several, one call for each.
             draws: how many group elements to draw.
-            tolerance: largest allowed difference, relative to the largest output.
+            tolerance: largest allowed difference, relative to the largest output. A model that computes in float32
+                inside is allowed as much as that makes.
             generator: a generator or seed.
 
         Returns:

@@ -345,3 +345,27 @@ def test_pinned_factors_can_be_named_too() -> None:
     assert [factor.size for factor in named.factors.values()] == [8, 3, 3, 3, 5, 3, 3]
     assert [factor.name for factor in named.free] == [factor.name for factor in spec.free]
     assert named.log10_order == spec.log10_order
+
+
+class Float32Inside(nn.Module):
+    """A norm that computes in float32, as those of many language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 4096), nn.Linear(4096, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(x).relu()
+        norm = x.float().pow(2).cumsum(-1)[..., -1:].rsqrt() if x.ndim == 1 else x.float().pow(2).mean(-1, keepdim=True)
+        return self.down(x * norm.rsqrt()).to(x.dtype)
+
+
+def test_a_model_that_computes_in_float32_inside_is_judged_by_that() -> None:
+    net = Float32Inside()
+    x = torch.randn(5, 3)
+    spec = autoperm.discover(net, x)
+    assert spec.log10_order > 1000
+    assert 1e-12 < spec.verify(net, (x,), tolerance=1e-15) < 1e-5
+    wrong = PermutationSpec.from_patterns({"up.weight": "h _", "down.weight": "_ h"}, net)
+    with pytest.raises(EquivalenceError):
+        wrong.verify(net, (x,), tolerance=1e-15)
