@@ -19,6 +19,7 @@ from .discover import discover as discover
 from .errors import AutopermError as AutopermError
 from .evaluate import Evaluator as Evaluator
 from .explain import Explanation as Explanation
+from .inputs import find_inputs as find_inputs
 from .interpolate import Curve as Curve
 from .interpolate import interpolate as interpolate
 from .matching import Match as Match

@@ -29,7 +29,6 @@ from .terms import (
     CONSTANT,
     FACTOR,
     FAMILY,
-    MISFIT,
     PRODUCT,
     SUM,
     Misfit,
@@ -43,6 +42,7 @@ from .terms import (
     has_family,
     is_pinned,
     members_of,
+    misfit,
     parts_of,
     pin,
     product,
@@ -120,8 +120,9 @@ def _unify(a: Term, b: Term, depth: int) -> None:
             raise Misfit("structures too deep")
         _SOLVE[a.kind, b.kind](a, b, depth + 1)
     except Misfit:
-        pin(a, MISFIT)
-        pin(b, MISFIT)
+        why = misfit()
+        pin(a, why)
+        pin(b, why)
 
 
 def _core(term: Term) -> Term:
@@ -245,7 +246,9 @@ def _family_family(a: Term, b: Term, depth: int) -> None:
         _unify(member, restrict(b, [(over, start, start + part.size)]), depth)
         start += part.size
     a, b = find(a), find(b)
-    if a is not b:
+    if _occurs(a, b) or _occurs(b, a):  # equating the members has put one inside the other
+        _unify(a, b, depth)
+    elif a is not b:
         pinned, rigid = b.pin, b.rigid
         b.parent = a
         if pinned is not None:
@@ -284,9 +287,10 @@ def meet(a: Term, b: Term) -> Term:
     try:
         return _meet_mixed(a, b)
     except Misfit:
-        pin(a, MISFIT)
-        pin(b, MISFIT)
-        return factor(a.size, MISFIT)
+        why = misfit()
+        pin(a, why)
+        pin(b, why)
+        return factor(a.size, why)
 
 
 def _meet_mixed(a: Term, b: Term) -> Term:

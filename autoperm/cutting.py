@@ -17,7 +17,6 @@ from .terms import (
     FAMILY,
     PRODUCT,
     SUM,
-    Misfit,
     Term,
     axis_of,
     constant,
@@ -74,7 +73,10 @@ def _cut_product(term: Term, start: int, stop: int) -> tuple[Term, list[Handle]]
         return product([piece, *(restrict(other, handles) for other in tail)]), handles
     index = start // row
     if index != (stop - 1) // row:
-        raise Misfit("a slice across rows of a product")
+        cuts = {n for place in (start, stop) for n in (place // row, -(-place // row))}
+        rows = itertools.pairwise(sorted({0, head.size, *cuts}))
+        term.become(SUM, parts_of(total([cut(term, low * row, high * row)[0] for low, high in rows])))
+        return _cut_sum(term, start, stop)
     first, handles = cut(head, index, index + 1)
     rest = product([restrict(other, handles) for other in tail])
     piece, inner = cut(rest, start - index * row, stop - index * row)

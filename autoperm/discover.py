@@ -23,10 +23,10 @@ from .inputs import resolve_inputs
 from .rules.bind import Binding, fresh
 from .rules.context import Axes
 from .rules.distinct import Spreads, differs_along
-from .rules.meaning import Positions, counting, counting_axis, hand_on
+from .rules.meaning import Positions, counting, counting_axis, hand_on, values_in
 from .signature import parse
 from .spec import PermutationSpec
-from .terms import Arranged, Misfit, Pin, Term, constant, factor, pin
+from .terms import Arranged, Misfit, Pin, Term, constant, during, factor, pin
 from .trace import trace
 from .write import conclude
 
@@ -101,7 +101,8 @@ def infer_call(call: Call) -> Mapping[Value, Axes]:
         if value.kind != "constant":
             alone.terms[value] = fresh(value.shape, None)
     alone.call = call
-    alone._apply(call)
+    with during(call):
+        alone._apply(call)
     return alone.terms
 
 
@@ -132,7 +133,8 @@ class _Discovery:
             self._define(value, fresh(value.shape, Pin(f"model input {value.name!r}")))
         for call in self.graph.calls:
             self.call = call
-            self._apply(call)
+            with during(call):
+                self._apply(call)
             self.spreads.follow(rules.op_name(call.op), call, self.terms)
         self.call = None
         for value in self.graph.outputs:
@@ -168,9 +170,9 @@ class _Discovery:
     def results(self) -> Sequence[Value | None]:
         return self.call.results if self.call is not None else ()
 
-    def pin(self, terms: Sequence[Term], reason: str) -> None:
+    def pin(self, terms: Sequence[Term], reason: str, *, gap: bool = False) -> None:
         for term in terms:
-            pin(term, Pin(reason, self.call))
+            pin(term, Pin(reason, self.call, gap))
 
     def relate(self, axes: Axes) -> None:
         self.tensors.append(axes)
@@ -275,7 +277,7 @@ class _Discovery:
     def _take_numbers(self, call: Call) -> None:
         """Positions are handed on by what only moves them; whatever else an operation does, it does to the numbers."""
         meaning = hand_on(self, rules.op_name(call.op), call.args, call.kwargs)
-        moved = {value for value in Call(call.op, call.args[:1], {}, (), call.where).operands()} if meaning else set()
+        moved = values_in(call.args[:1]) if meaning is not None else []
         for value in call.operands():
             if value not in moved:
                 self.forget(value, "they are computed with")

@@ -205,7 +205,7 @@ def flatten(terms: Iterable[Term]) -> list[Term]:
 
 
 def pin_disturbed(arranged: Sequence[Arranged], fixed: Iterable[Sequence[Term]]) -> list[Arranged]:
-    """Pin what an arranged axis is sorted by, if something needs the order of the slots.
+    """Pin what an arranged axis is sorted by, and what was sorted, if something needs the order of the slots.
 
     Args:
         arranged: the axes; a unit's permutation moves its slots in a way that depends on the data.
@@ -221,8 +221,8 @@ def pin_disturbed(arranged: Sequence[Arranged], fixed: Iterable[Sequence[Term]])
         alone = root.kind == FACTOR and root not in taken and roots.count(root) == 1
         if not alone or root.pin is not None:
             why = root.pin or Pin("the order of what is sorted by these positions matters")
-            pin(root, why)
-            pin(each.by, why)
+            for term in (root, each.by, each.of):
+                pin(term, why)
         if alone:
             kept.append(each)
     return kept
@@ -230,12 +230,14 @@ def pin_disturbed(arranged: Sequence[Arranged], fixed: Iterable[Sequence[Term]])
 
 def with_units(axes: Sequence[Term], arranged: Sequence[Arranged]) -> list[Term]:
     """Add to a tensor's axes, for each arranged one, the axis to a unit of which each slot belongs."""
+    units = {find(each.axis): each.by for each in arranged}
     found = list(axes)
-    for each in arranged:
-        root = find(each.axis)
-        times = [flatten([axis]).count(root) for axis in axes]
-        if times and sum(times) == sum(list(_factors(axis)).count(root) for axis in axes):  # not within a sum
-            found += [each.by] * sum(times)
+    for axis in axes:
+        for leaf in _factors(axis):
+            if leaf in units and leaf in flatten([axis]):
+                found.append(units[leaf])
+            elif leaf in units:  # within a sum: which slots, and so which units, cannot be told
+                return list(axes)
     return found
 
 

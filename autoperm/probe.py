@@ -200,9 +200,9 @@ def probe(
     bench = Bench(named, model, inputs, randomize, generator)
     search = _Search(bench, {name: _tied(named, name, reasons) for name in named.factors})
     trials = search.trials()
-    if limit is not None and limit < len(trials):
-        trials = [trials[i] for i in torch.randperm(len(trials), generator=generator)[:limit].tolist()]
-    left = len(search.trials()) - len(trials)
+    if limit is not None or seconds is not None:  # what is reached is a fair sample
+        trials = [trials[i] for i in torch.randperm(len(trials), generator=generator).tolist()]
+    trials, left = trials[:limit], len(trials[limit:]) if limit is not None else 0
     end = None if seconds is None else time.monotonic() + seconds
     with tqdm(total=len(trials), desc="probe", unit="class", disable=not progress, leave=False) as bar:
         while trials and (end is None or time.monotonic() < end):

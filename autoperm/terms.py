@@ -6,7 +6,9 @@ The algebra on them is in :mod:`autoperm.cutting` (slices and members) and :mod:
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import prod
 
@@ -29,7 +31,24 @@ class Pin:
     gap: bool = False
 
 
-MISFIT = Pin("two ways of cutting the axis do not fit each other", gap=True)
+_CALL: ContextVar[object] = ContextVar("call", default=None)
+
+
+@contextmanager
+def during(call: object) -> Generator[None]:
+    """Let misfits that are found meanwhile name a call as where they come from."""
+    token = _CALL.set(call)
+    try:
+        yield
+    finally:
+        _CALL.reset(token)
+
+
+def misfit() -> Pin:
+    """Return why what cannot be unified is pinned."""
+    return Pin("two ways of cutting the axis do not fit each other", _CALL.get(), gap=True)
+
+
 APART = Pin("its units are taken one by one")
 
 
@@ -86,10 +105,14 @@ class Term:
 
 @dataclass(frozen=True, slots=True)
 class Arranged:
-    """An axis of slots, each of which belongs to a unit of ``by``; ``bag`` stands for what was sorted."""
+    """An axis of slots: the units of ``of``, sorted by the unit of ``by`` to which each belongs.
+
+    Slots of one unit of ``by`` are in the order of ``of``. ``bag`` stands for what was sorted.
+    """
 
     axis: Term
     by: Term
+    of: Term
     bag: object
 
 

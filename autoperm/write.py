@@ -200,8 +200,6 @@ def _turns(terms: Sequence[Term], members: Members) -> list[Tree] | None:
     found: list[Tree] = []
     for part in parts_of(terms[place]):
         lead = [_at(term, part, members) for term in terms[:place]]
-        if any(map(has_family, lead)):
-            return None
         rest = [part, *(_at(term, part, members) for term in terms[place + 1 :])]
         found.append(("turn", [_tree(lead, members), _tree(rest, members)]))
     return found

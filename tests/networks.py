@@ -557,6 +557,38 @@ class SelfAttention(nn.MultiheadAttention):
         return super().forward(x, x, x, need_weights=False)[0]
 
 
+@network("state_space", floats(2, 6, 5), [(3, 1), (4, 3)])
+class StateSpace(nn.Module):
+    """Channels inside heads, each head with its own decay; the first state is zeros, which no permutation changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.decay, self.out = nn.Linear(5, 12), nn.Linear(5, 3), nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.inner(x).unflatten(-1, (3, 4)).softmax(-1)
+        states = torch.cat([torch.zeros_like(inner[:, :1]), inner], 1)
+        decay = F.pad(self.decay(x), (0, 0, 1, 0)).cumsum(1)
+        weights = (decay[:, :, None] - decay[:, None]).sigmoid()
+        return self.out(torch.einsum("bsth,bshd->bthd", weights, states).flatten(-2))
+
+
+@network("pops", floats(2, 9, 5), [(6, 1)])
+class Pops(nn.Module):
+    """A loop that takes the first of what is left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(5, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rest, found = self.inner(x), []
+        while rest.shape[1] > 1:
+            found.append(rest[:, 0].tanh())
+            rest = rest[:, 1:]
+        return self.out(torch.stack(found, 1))
+
+
 @network("vit", floats(2, 3, 8, 8), [(24, 1), *attention_groups(3, 8, 8), (32, 1)])
 class ViT(nn.Module):
     def __init__(self) -> None:

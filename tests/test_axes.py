@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from autoperm.terms import (
     family,
     find,
     is_pinned,
+    members_of,
     parts_of,
     pin,
     product,
@@ -36,7 +37,7 @@ from autoperm.terms import (
 WHY = Pin("for this test")
 
 
-def sizes(terms: list[Term]) -> list[int]:
+def sizes(terms: Sequence[Term]) -> list[int]:
     return [term.size for term in terms]
 
 
@@ -151,11 +152,27 @@ def test_a_sum_equals_a_product_where_rows_are_not_cut() -> None:
         assert same(factors(part)[0], leading)
 
 
-def test_a_sum_that_cuts_through_rows_is_pinned() -> None:
-    sum_, rows = total([factor(3), factor(5)]), product([factor(2), factor(4)])
+def test_a_sum_that_cuts_through_rows_makes_the_product_a_sum() -> None:
+    """(3 + 5) = (2 4): the first row is cut into 3 + 1, the second stays whole, and the two may not change places."""
+    sum_, head, row = total([factor(3), factor(5)]), factor(2), factor(4)
+    rows = product([head, row])
     unify(sum_, rows)
-    assert is_pinned(sum_)
-    assert is_pinned(rows)
+    assert same(sum_, rows)
+    assert sizes(parts_of(sum_)) == [3, 1, 4]
+    assert sizes(parts_of(head)) == [1, 1]
+    first, second = (restrict(row, [(head, i, i + 1)]) for i in range(2))
+    assert sizes(parts_of(first)) == [3, 1]
+    assert factors(parts_of(sum_)[2]) == [find(second)]
+    assert not any(map(is_pinned, (parts_of(first)[0], second)))
+
+
+def test_rows_around_the_one_that_is_cut_stay_together() -> None:
+    head, row = factor(7), factor(4)
+    piece, handles = cut(product([head, row]), 9, 16)
+    assert sizes(parts_of(piece)) == [3, 4]
+    assert sizes(parts_of(head)) == [2, 1, 1, 3]
+    other = factor(5)
+    assert not same(restrict(other, handles), other)
 
 
 def test_equal_parts_of_a_sum_that_is_a_product_are_members() -> None:
@@ -190,8 +207,6 @@ def test_cutting_one_row_cuts_inside_it() -> None:
     piece, handles = cut(x, 5, 7)
     assert piece.size == 2
     assert len(handles) == 2
-    with pytest.raises(Misfit):
-        cut(product([factor(3), factor(4)]), 3, 6)
 
 
 # --- families
@@ -346,6 +361,39 @@ def test_broadcasting() -> None:
     assert same(found[2], c)
     with pytest.raises(Misfit):
         broadcast([[factor(2)], [factor(3)]])
+
+
+# --- long loops
+
+
+def test_slices_of_slices_are_flat() -> None:
+    """``x = x[1:]`` in a loop: sums and families as deep as the loop is long."""
+    length = 3000
+    whole, channels = factor(2 * length), factor(6)
+    axis, inner, heads = whole, channels, []
+    for _ in range(length - 1):
+        heads.append(restrict(inner, cut(axis, 0, 2)[1]))
+        axis, handles = cut(axis, 2, axis.size)
+        inner = restrict(inner, handles)
+    assert len(parts_of(whole)) == length
+    assert len(members_of(channels)) == length
+    assert len({find(head) for head in heads}) == length - 1
+    unify(heads[0], heads[-1])
+    collapse(channels)
+    assert same(heads[0], inner)
+    assert not is_pinned(whole)
+    pin(whole, WHY)
+    assert is_pinned(whole)
+
+
+def test_members_of_members_are_members_of_the_whole() -> None:
+    x, t = factor(9), factor(5)
+    rest, handles = cut(x, 3, 9)
+    inner = restrict(t, handles)
+    _, handles = cut(rest, 0, 2)
+    piece = restrict(inner, handles)
+    assert sizes([part for part, _ in members_of(t)]) == [3, 2, 4]
+    assert same(restrict(t, [(x, 3, 5)]), piece)
 
 
 # --- it ends

@@ -375,6 +375,22 @@ class Seeing(nn.Module):
         return outputs
 
 
+class Player(nn.Module):
+    """All inputs are optional, all are needed, and it does not say so."""
+
+    main_input_name = "states"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = space(state_dim=5, act_dim=3)
+        self.states, self.actions, self.rewards = nn.Linear(5, 6), nn.Linear(3, 6), nn.Linear(1, 6)
+
+    def forward(
+        self, states: Tensor | None = None, actions: Tensor | None = None, rewards: Tensor | None = None
+    ) -> Tensor:
+        return self.states(states) + self.actions(actions) + self.rewards(rewards)
+
+
 class Denoiser(nn.Module):
     """In the customs of a library of diffusion models: the configuration is a mapping."""
 
@@ -414,8 +430,15 @@ def check(shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
 
 CUSTOMARY: dict[str, tuple[Callable[[], nn.Module], dict[str, tuple[int, ...]]]] = {
     "text": (Language, {"input_ids": (2, 16), "token_type_ids": (2, 16)}),
-    "encoder and decoder": (Pair, {"input_ids": (2, 16), "decoder_input_ids": (2, 12)}),
+    "encoder and decoder": (Pair, {"input_ids": (2, 16), "decoder_input_ids": (2, 16)}),
     "text and images": (Seeing, {"input_ids": (2, 16), "pixel_values": (2, 1, 24, 24)}),
+    "all or nothing": (Player, {"states": (2, 16, 5), "actions": (2, 16, 3), "rewards": (2, 16, 1)}),
+    "choice": (
+        lambda: reader(
+            space(vocab_size=9), "input_ids", nn.Embedding(9, 4), lambda x: x.view(-1, *check((2, 16))(x).shape[2:])
+        ),
+        {"input_ids": (2, 2, 16)},
+    ),
     "diffusion": (
         Denoiser,
         {"sample": (2, 4, 12, 12), "timestep": (2,), "encoder_hidden_states": (2, 8, 7)},

@@ -40,8 +40,38 @@ class Turns(nn.Module):
         return sum(layer(part.softmax(-1).flatten(1)) for layer, part in ((self.q, q), (self.k, k), (self.v, v)))
 
 
+class Twice(nn.Module):
+    """Three branches, of which two are joined and shuffled before they are joined and shuffled with the third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv1d(3, size, 1) for size in (3, 3, 6))
+        self.d, self.e = nn.Conv1d(12, 5, 1), nn.Conv1d(5, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = nn.functional.channel_shuffle(torch.cat([self.a(x).relu(), self.b(x).tanh()], 1), 2)
+        outer = nn.functional.channel_shuffle(torch.cat([inner, self.c(x).sin()], 1), 2)
+        return self.e(self.d(outer).relu())
+
+
+class AcrossRows(nn.Module):
+    """A shuffle that is cut where one branch has had one turn more than the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 7, 1), nn.Conv1d(3, 7, 1)
+        self.d, self.e = nn.Conv1d(7, 2, 1), nn.Conv1d(7, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = nn.functional.channel_shuffle(torch.cat([self.a(x).relu(), self.b(x).tanh()], 1), 2)
+        left, right = joined.chunk(2, 1)
+        return self.d(left) + self.e(right).relu()
+
+
 CASES = {
     "shuffle": (Shuffle, floats(2, 3, 8, 8), "c.weight", "c (a | b) _ _"),
+    "twice": (Twice, floats(2, 3, 8), "d.weight", "d ((a | b) | c) 1"),
+    "across rows": (AcrossRows, floats(2, 3, 8), "d.weight", "_ ((a | c) + 1) 1"),
     "turns": (Turns, floats(3, 7), "qkv.weight", "((a b) | (c d) | (e f)) _"),
 }
 

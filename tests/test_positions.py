@@ -39,6 +39,7 @@ class Net(nn.Module):
 
         self.router, self.table, self.bias = parameter(E, D), parameter(E, H), parameter(E, K)
         self.correction = parameter(E)
+        self.register_buffer("mask", torch.tensor([1.0, 0, 1, 0, 1, 0], dtype=torch.float64))
         self.up, self.down = parameter(E, H, D), parameter(E, K, H)
         self.first, self.shift, self.out = parameter(H, D), parameter(H), parameter(K, H)
 
@@ -319,6 +320,10 @@ PINNED: dict[str, tuple[Callable[[Net, Tensor], Any], dict[str, tuple[str, ...]]
         lambda net, x: net.bias[net.scores(x).masked_fill(net.scores(x) < 1, -9.0).topk(3).indices].sum(1),
         R,
     ),
+    "times a mask": (
+        lambda net, x: net.bias[(net.scores(x) * net.mask).topk(4).indices].sum(1),
+        {**R, "mask": ("a",)},
+    ),
     "where": (lambda net, x: net.bias[torch.where(net.scores(x) > 1, net.scores(x), 0.0).topk(4).indices].sum(1), R),
     "rounded": (lambda net, x: net.bias[net.scores(x).round().argmax(-1)], R),
     "whole numbers": (lambda net, x: net.bias[net.scores(x).to(torch.int64).argmax(-1)], R),
@@ -343,6 +348,14 @@ PINNED: dict[str, tuple[Callable[[Net, Tensor], Any], dict[str, tuple[str, ...]]
     "less": (of_best(lambda net, x, best: (best < 2).double()), B),
     "computed": (of_best(lambda net, x, best: net.bias[(best + 1) % E]), R),
     "truth": (of_best(lambda net, x, best: best.to(torch.bool).double()), B),
+    "joined with numbers": (of_best(lambda net, x, best: net.bias[torch.cat([best, torch.arange(E)])]), R),
+    "sorted units": (
+        lambda net, x: net.up[net.bias.argmax(-1).sort().indices].sum(-1),
+        {
+            "bias": ("a", "_"),
+            "up": ("a", "_", "_"),
+        },
+    ),
     "sorted": (of_best(lambda net, x, best: net.bias[best.sort().values]), R),
     "largest": (of_best(lambda net, x, best: net.bias[best.max(0, keepdim=True).values]), R),
     "another table": (
@@ -428,7 +441,7 @@ USES = [
 ]  # fmt: skip
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(
     st.sampled_from(SCORES),
     st.sampled_from(SOURCES),

@@ -322,3 +322,32 @@ def test_the_result_reads_well() -> None:
     for part in ("missed:         1, on 3 of 6 axes (50.0%)", "0.weight[0], 0.bias[0], 2.weight[1]", "all 8 units"):
         assert part in text
     assert autoperm.probe is probe
+
+
+def test_scales_that_start_close_to_zero_do_not_hide_a_branch() -> None:
+    """With a layer scale of 1e-6 nothing in the branch would matter."""
+
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.scale = nn.Linear(4, 4), nn.Parameter(torch.full((4,), 1e-9))
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(x + self.scale * self.inner(x).roll(1, -1))
+
+    model, x = Scaled().double(), floats(5, 4)()
+    spec = discover(model, x)
+    assert probe(model, spec, x, randomize=False).unexercised
+    found = probe(model, spec, x)
+    assert not found.unexercised
+    assert not found.missed
+
+
+def test_progress_is_shown_if_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    model, x = mlp(), floats(5, 3)()
+    spec = PermutationSpec.from_patterns(PINNED, model)
+    probe(model, spec, x)
+    assert not capsys.readouterr().err
+    probe(model, spec, x, progress=True)
+    assert "probe" in capsys.readouterr().err

@@ -35,7 +35,7 @@ SCALES = [Scale(length, side) for length, side in zip(LENGTHS[:8], SIDES[:8], st
 Maker = Callable[[Facts, Scale], list[Sketch]]
 
 
-def _tokens(inside: str = "", *names: str, share: float = 1.0) -> Maker:
+def _tokens(inside: str = "", *names: str) -> Maker:
     def make(facts: Facts, scale: Scale) -> list[Sketch]:
         high = facts.number(*names, "vocab_size", inside=inside) or _embedded(facts.model)
         if not high:
@@ -44,8 +44,9 @@ def _tokens(inside: str = "", *names: str, share: float = 1.0) -> Maker:
         end = facts.get("eos_token_id", inside=inside)
         end = end[0] if isinstance(end, (list, tuple)) and end else end
         last = end if isinstance(end, int) and 0 <= end < high else -1
-        shape = (BATCH, max(1, int(scale.length * share)))
-        return [Sketch(shape, "indices", high, frozenset(i for i in special if i < high), last)]
+        avoid = frozenset(i for i in special if i < high)
+        shapes = [(BATCH, scale.length), (BATCH, 2, scale.length)]  # the second for a choice between texts
+        return [Sketch(shape, "indices", high, avoid, last) for shape in shapes]
 
     return make
 
@@ -61,8 +62,8 @@ def _embedded(model: nn.Module) -> int:
     return layer.num_embeddings if layer is not None else 0
 
 
-def _ones(share: float = 1.0) -> Maker:
-    return lambda facts, scale: [Sketch((BATCH, max(1, int(scale.length * share))), "ones")]
+def _ones(facts: Facts, scale: Scale) -> list[Sketch]:
+    return [Sketch((BATCH, scale.length), "ones")]
 
 
 def _indices(high: int, *names: str) -> Maker:
@@ -187,10 +188,10 @@ def _inputs(facts: Facts, scale: Scale) -> list[Sketch]:
 CUSTOMS: dict[str, Maker] = {
     # text
     "input_ids": _tokens("text", "src_vocab_size"),
-    "decoder_input_ids": _tokens("decoder", "tgt_vocab_size", share=0.75),
+    "decoder_input_ids": _tokens("decoder", "tgt_vocab_size"),
     "inputs": _inputs,
-    "attention_mask": _ones(),
-    "decoder_attention_mask": _ones(share=0.75),
+    "attention_mask": _ones,
+    "decoder_attention_mask": _ones,
     "token_type_ids": _indices(2, "type_vocab_size"),
     "position_ids": lambda facts, scale: [Sketch((BATCH, scale.length), "range")],
     "bbox": _boxes,

@@ -32,7 +32,7 @@ Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 Candidate = dict[str, Any]
 """Inputs by name: sketches, or values as they are."""
 
-_MOST_TRIALS = 160
+_MOST_TRIALS = 120
 _MOST_MENDS = 24
 _MOST_REAL_TRIALS = 4
 
@@ -157,6 +157,9 @@ class _Search:
             for rank in ranks[:12]:
                 picked = [choice[i] for choice, i in zip(choices, rank, strict=True)]
                 yield self._with_constants(dict(zip(dict.fromkeys(names), picked, strict=True)))
+        self.scale = SCALES[0]
+        every = {name: self._choices(name, self.scale) for name in CUSTOMS if name in {*self.required, *self.optional}}
+        yield self._with_constants({name: choices[0] for name, choices in every.items() if choices})
 
     def _guessed(self) -> Iterator[Candidate]:
         """Yield inputs as the first layer takes them, or else as wide as some parameter is."""

@@ -22,8 +22,8 @@ class Context(Protocol):
         """Apply a signature to operands and return the results' axes."""
         ...
 
-    def pin(self, terms: Sequence[Term], reason: str) -> None:
-        """Pin terms, for a reason."""
+    def pin(self, terms: Sequence[Term], reason: str, *, gap: bool = False) -> None:
+        """Pin terms, for a reason: a law of the operation, or a gap of the notation."""
         ...
 
     def relate(self, axes: Axes) -> None:

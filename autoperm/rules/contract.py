@@ -23,11 +23,11 @@ def _matmul(a: Value, b: Value) -> str:
     return f"{left}, {right} -> {rest}{'i ' if a.ndim > 1 else ''}{'j' if b.ndim > 1 else ''}"
 
 
-def _addmm(input: Value, a: Value, b: Value, **_: object) -> str:
+def _addmm(input: Value, a: Value, b: Value, *_: object, **__: object) -> str:
     return f"{' '.join(['i', 'j'][2 - input.ndim :])}, i k, k j -> i j"
 
 
-def _baddbmm(input: Value, a: Value, b: Value, **_: object) -> str:
+def _baddbmm(input: Value, a: Value, b: Value, *_: object, **__: object) -> str:
     return f"{' '.join(['b', 'i', 'j'][3 - input.ndim :])}, b i k, b k j -> b i j"
 
 

@@ -5,8 +5,8 @@ Units of a ReLU that are off are all zero, what is masked is all the same, a cla
 with positive probability, for any parameters. Values that differ along an axis for all parameters and inputs but a set
 of measure zero may be sorted by it, and that they do so is never assumed, but carried along:
 
-* a parameter differs along all its axes; so does what a contraction makes of it along the axes it brings
-  (``linear``: along the outputs), if what it is contracted with is not zero, or if a bias does;
+* a parameter differs along all its axes (a buffer may be a mask); so does what a contraction makes of it along the axes
+  it brings (``linear``: along the outputs), if what it is contracted with is not zero, or if a bias does;
 * functions that take different values to different values keep it, and so do sums and products with tensors that do
   not have the axis, or differ along it too;
 * reductions keep it for the axes that are left as long as everything before was polynomial (the values of a softmax
@@ -66,8 +66,10 @@ def _leaves(term: Term) -> Iterable[Term]:
 
 def initial(value: Value, axes: Axes) -> Spread:
     """What is known of a value that no call makes."""
-    if value.kind in ("parameter", "buffer"):
+    if value.kind == "parameter":
         return Spread(tuple(axes), True, NONZERO)
+    if value.kind == "buffer":  # it may be a mask
+        return Spread((), True, FLAT)
     if value.kind == "input":
         return Spread((), True, NONZERO)
     data = value.data
@@ -218,16 +220,18 @@ class Spreads:
             return Spread()  # a value with itself: their difference is zero, their quotient is one
         polynomial = a.polynomial and b.polynomial and name != "div"
         # Where only one operand has an axis, the other is the same all along it. Where both have it, they may depend on
-        # each other, as x and |x|, unless both are polynomials, or one a parameter that nothing else depends on.
+        # each other, as x and |x|, unless both are polynomials, or one a tensor that nothing else depends on.
         leaves = [{leaf for axis in axes.get(value, []) for leaf in _leaves(axis)} for value in operands]
         known = [{leaf for term in spread.along for leaf in _leaves(term)} for spread in (a, b)]
         kept = (known[0] - leaves[1]) | (known[1] - leaves[0]) | (known[0] & known[1] if polynomial else set())
-        alone = [value.kind == "parameter" and self.uses[value] == 1 for value in operands]
+        alone = [value.kind in ("parameter", "buffer") and self.uses[value] == 1 for value in operands]
         level = max(a.level, b.level)
         if name in ("mul", "div"):
             for k in (0, 1):
                 kept |= known[k] if alone[k] else set()
             return Spread(tuple(kept) if level == NONZERO else (), polynomial, level)
-        if any(alone):
-            return Spread((*kept, *known[alone.index(True)]), polynomial, NONZERO)
+        for k, (mine, other) in enumerate(((a, b), (b, a))):
+            if alone[k]:
+                level = NONZERO if mine.level == NONZERO else other.level
+                return Spread(tuple(kept | known[0] | known[1]), polynomial, level)
         return Spread(tuple(kept), polynomial, level if level == FLAT else min(a.level, b.level))

@@ -81,7 +81,8 @@ def hand_on(ctx: PositionsContext, name: str, args: Sequence[Any], kwargs: dict[
     if base not in _HANDS_ON or not name.startswith("aten."):
         return None
     operands = values_in(args[0])
-    found = [ctx.positions(value) for value in operands]
+    # A constant that counts would hold positions along its own axis, which what moves it does not know to be that.
+    found = [None if value.kind == "constant" else ctx.positions(value) for value in operands]
     first = found[0] if found else None
     if first is None or (first.ends and base not in _SAME):
         return None
@@ -91,11 +92,15 @@ def hand_on(ctx: PositionsContext, name: str, args: Sequence[Any], kwargs: dict[
         along = [[other.along] for other in found if other is not None]
         ctx.bind(f"{', '.join('x' * len(along))} -> ", along, [()])
         return Positions(first.along)
+    if base == "to" and len(values_in([*args, *kwargs.values()])) > 1:
+        return None  # to the type of another tensor, which a value does not tell
     types = [item for item in (*args, *kwargs.values()) if isinstance(item, torch.dtype)]
     if any(first.along.size > _room(dtype) for dtype in types):
         return None
     if base in _SAME:
         return first
+    if types:
+        return None  # the same bytes read as another type
     return Positions(first.along, bag=first.bag if base in _SAME_NUMBERS else None)
 
 

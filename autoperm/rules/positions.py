@@ -18,14 +18,15 @@ source counts only if the values along its axis are known to differ (:mod:`autop
 axis is pinned.
 
 **Arranged axes.** Sorting positions groups equal ones: the tokens for expert 0, then those for expert 1, ... With the
-experts permuted the groups change places, so the sorted axis ``A`` is permuted too, in a way that depends on the data
-and that nobody chooses. Rules hold for every permutation, so also for this one, if nothing needs the order of ``A``
-and ``A`` is never made one with another axis: :func:`autoperm.presence.pin_disturbed` sees to that at the end. Each
-slot of ``A`` belongs to one unit of ``X``. So wherever ``A`` is present, ``X`` is, and the hidden units of each expert
-may be permuted in their own way. ``A`` comes to be by sorting along a tensor's only axis: with further axes it would
-be permuted differently for each of their positions. The order of the sort holds each position of the axis ``T`` that
-was sorted *once*; by it tensors go from ``T`` to ``A``, and by its own inverse back. How many equal positions there
-are, added up along ``X``, are the *ends* of the groups: what a grouped matrix product needs, and nothing else can use.
+experts permuted the groups change places (and with the tokens permuted, what is in them), so the sorted axis ``A`` is
+permuted too, in a way that depends on the data and that nobody chooses. Rules hold for every permutation, so also for
+this one, if nothing needs the order of ``A`` and ``A`` is never made one with another axis:
+:func:`autoperm.presence.pin_disturbed` sees to that at the end. Each slot of ``A`` belongs to one unit of ``X``. So
+wherever ``A`` is present, ``X`` is, and the hidden units of each expert may be permuted in their own way. ``A`` comes
+to be by sorting along a tensor's only axis: with further axes it would be permuted differently for each of their
+positions. The order of the sort holds each position of the axis ``T`` that was sorted *once*; by it tensors go from
+``T`` to ``A``, and by its own inverse back. How many equal positions there are, added up along ``X``, are the *ends*
+of the groups: what a grouped matrix product needs, and nothing else can use.
 """
 
 from __future__ import annotations
@@ -226,7 +227,7 @@ def _sorted(ctx: PositionsContext, self: Value, dim: int, values: Value | None, 
         slots = find(found.along)
     else:
         slots = factor(axes[0].size)
-        ctx.arranged.append(Arranged(slots, found.along, found.bag))
+        ctx.arranged.append(Arranged(slots, found.along, axes[0], found.bag))
     if values is not None:
         ctx.note(values, replace(found, axes=(), arranged=True))
     if order is not None:
@@ -281,6 +282,8 @@ def grouped_mm(
     slots, inner = ctx.axes(self)
     if not any(find(a.axis) is find(slots) and a.bag is ends.bag and a.bag is not None for a in ctx.arranged):
         return None
+    for value in (self, mat2):
+        ctx.forget(value, "they are multiplied")
     matrices = ctx.axes(mat2)
     ctx.bind("x i o, x -> ", [matrices, [ends.along]], [()])
     return ctx.bind("a i, a i o -> a o", [[slots, inner], [slots, *matrices[1:]]], [ctx.result.shape])

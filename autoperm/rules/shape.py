@@ -2,32 +2,40 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
+from math import prod
 from typing import Any
 
 from ..axes import broadcast, concatenate, regroup
 from ..cutting import cut, restrict
 from ..graph import Value
-from ..terms import MISFIT, Misfit, Pin, Term, constant, factor, factors, is_pinned, pin, product
+from ..terms import Misfit, Pin, Term, constant, factor, factors, is_pinned, misfit, pin, product
 from .context import Axes, Context, Rule
 
 
 def _view(ctx: Context, self: Value, *_: Any, **__: Any) -> Axes:
     """Axes whose sizes multiply to the same number, taken from the left, are the same axes cut differently."""
     source, target = ctx.axes(self), list(ctx.result.shape)
-    if 0 not in target:
-        return _recut(ctx, source, target)
-    # A tensor of nothing (no token was routed here) says what goes with what only on either side of its empty axis.
-    shape = self.shape
-    i, j = shape.index(0), target.index(0)
-    if (math.prod(shape[:i]), math.prod(shape[i + 1 :])) != (math.prod(target[:j]), math.prod(target[j + 1 :])):
+    if 0 in target:
+        return _view_of_nothing(ctx, source, target)
+    found, inside = _recut(source, target)
+    # Of two copies of an axis, a factor may stand beside one before and beside the other after: here it stands alone.
+    ctx.relate(inside)
+    return found
+
+
+def _view_of_nothing(ctx: Context, source: Axes, target: Sequence[int]) -> Axes:
+    """A tensor of nothing (no token was routed here) says what goes with what only on either side of its empty axis."""
+    sizes = [axis.size for axis in source]
+    i, j = sizes.index(0), target.index(0)
+    if prod(sizes[:i]) != prod(target[:j]) or prod(sizes[i + 1 :]) != prod(target[j + 1 :]):
         ctx.pin(source, "a tensor without elements is given another shape")
-        return [factor(size, MISFIT) for size in target]
-    return [*_recut(ctx, source[:i], target[:j]), source[i], *_recut(ctx, source[i + 1 :], target[j + 1 :])]
+        return [factor(size, misfit()) for size in target]
+    return [*_recut(source[:i], target[:j])[0], source[i], *_recut(source[i + 1 :], target[j + 1 :])[0]]
 
 
-def _recut(ctx: Context, source: Axes, target: Sequence[int]) -> Axes:
+def _recut(source: Axes, target: Sequence[int]) -> tuple[Axes, Axes]:
+    """Return axes cut differently, and the factors inside those that were cut, each by itself."""
     found: Axes = []
     inside: Axes = []
     i = j = 0
@@ -55,14 +63,13 @@ def _recut(ctx: Context, source: Axes, target: Sequence[int]) -> Axes:
         try:
             found += regroup(inputs, outputs)
         except Misfit:
+            why = misfit()
             for term in inputs:
-                pin(term, MISFIT)
-            found += [factor(size, MISFIT) for size in outputs]
+                pin(term, why)
+            found += [factor(size, why) for size in outputs]
         else:
             inside += [part for term in inputs for part in factors(term)]
-    # Of two copies of an axis, a factor may stand beside one before and beside the other after: here it stands alone.
-    ctx.relate(inside)
-    return found
+    return found, inside
 
 
 def _permute(ctx: Context, self: Value, dims: Sequence[int]) -> Axes:
@@ -130,7 +137,7 @@ def _repeat_interleave(ctx: Context, self: Value, repeats: Any = None, dim: int 
         rest = [] if dim is None else [axis for i, axis in enumerate(axes) if i != place]
         ctx.pin([axis for axis in axes if axis not in rest], "repeated a different number of times along the axis")
         ctx.relate(rest)
-        return [*rest[:place], factor(ctx.result.shape[place], MISFIT), *rest[place:]]
+        return [*rest[:place], factor(ctx.result.shape[place], misfit()), *rest[place:]]
     if dim is None:
         axes, dim = [product(axes)], 0
     axes[dim] = product([axes[dim], constant(repeats)]) if axes[dim].size > 1 else constant(repeats)
@@ -144,9 +151,9 @@ def _cut(ctx: Context, axes: Axes, dim: int, start: int, stop: int) -> Axes:
     try:
         piece, handles = cut(axes[dim], start, stop)
     except Misfit:
-        ctx.pin([axes[dim]], "sliced across the rows of a product of axes")
+        ctx.pin([axes[dim]], "sliced across the rows of a product of axes", gap=True)
         ctx.relate(axes[:dim] + axes[dim + 1 :])
-        piece, handles = factor(stop - start, MISFIT), []
+        piece, handles = factor(stop - start, misfit()), []
     return [piece if i == dim else restrict(axis, handles) for i, axis in enumerate(axes)]
 
 
@@ -180,9 +187,9 @@ def _slice(
         found = _cut(ctx, [*axes[:dim], *table, *axes[dim + 1 :]], dim + 1, low, low + 1)
         del found[dim + 1]
         return found
-    ctx.pin([axes[dim]], f"every {step}-th unit is taken")
+    ctx.pin([axes[dim]], f"every {step}-th unit is taken", gap=True)
     ctx.relate(axes[:dim] + axes[dim + 1 :])
-    axes[dim] = factor(ctx.result.shape[dim], MISFIT)
+    axes[dim] = factor(ctx.result.shape[dim], misfit())
     return axes
 
 
@@ -269,8 +276,8 @@ def _slice_scatter(
         new = [*source[: dim + 1], factor(1), *source[dim + 1 :]]
         found = _overwrite(ctx, split, new, dim + 1, low, low + 1)
         return [*found[:dim], product(found[dim : dim + 2]), *found[dim + 2 :]]
-    ctx.pin([*axes, *source], f"every {step}-th unit is overwritten")
-    return [factor(axis.size, MISFIT) for axis in axes]
+    ctx.pin([*axes, *source], f"every {step}-th unit is overwritten", gap=True)
+    return [factor(axis.size, misfit()) for axis in axes]
 
 
 def _overwrite(ctx: Context, axes: Axes, source: Axes, dim: int, start: int, stop: int) -> Axes:
@@ -368,6 +375,7 @@ _RENAMES = {
     "split_with_sizes": "split",
     "numpy_T": "t",
     "reshape_as": "view",
+    "view_as": "view",
     "swapaxes": "transpose",
     "swapdims": "transpose",
     "moveaxis": "movedim",

@@ -112,7 +112,7 @@ def _embedding_bag(
     return optional("_ d, _, _{} -> _ d", ("_", per_sample_weights))
 
 
-def _grouped_mm(input: Value, matrices: Value, ends: Value, *_: Any, **__: Any) -> str:
+def _grouped_mm(input: Value, matrices: Value, offs: Value | None = None, *_: Any, **__: Any) -> str:
     """Each row is multiplied with the matrix of its group; where groups end are numbers."""
     return "_ i, _ i o, _ -> _ o"
 
@@ -131,7 +131,7 @@ def _glu(input: Value, dim: int = -1) -> str:
 
 _SAME = (
     "clone alias detach contiguous dropout feature_dropout alpha_dropout lift_fresh lift_fresh_copy _to_copy to "
-    "positive view_as conj resolve_conj resolve_neg real imag nan_to_num hardtanh logit log_sigmoid "
+    "positive conj resolve_conj resolve_neg real imag nan_to_num hardtanh logit log_sigmoid "
     "_conj _neg_view mish softplus hardswish silu gelu detach_copy alias_copy lift pin_memory"
 ).split()
 
