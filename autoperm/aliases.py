@@ -185,7 +185,7 @@ def _lookup(whole: Tensor, part: Tensor) -> tuple[list[tuple[int, int]], Tensor]
             want = _addresses(part, {j for _, j in kept}) + int(shift)
             at = torch.searchsorted(ordered, want).clamp_max(len(ordered) - 1)
             if torch.equal(ordered[at], want):
-                return list(kept), order[at]
+                return list(kept), order[at].to(whole.device)
     return None
 
 

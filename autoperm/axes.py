@@ -140,9 +140,9 @@ def _unify_part(a: Term, b: Term, depth: int) -> None:
     """Unify parts at the same place of equal sums: here even parts of length 1 are the same part."""
     a, b = find(a), find(b)
     if a.size == 1 and a is not b:
-        if b.kind == FACTOR:
+        if b.kind == FACTOR and not _occurs(b, a):
             b.parent = a
-        elif a.kind == FACTOR:
+        elif a.kind == FACTOR and not _occurs(a, b):
             a.parent = b
     else:
         _unify(a, b, depth)

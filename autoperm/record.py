@@ -71,7 +71,7 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], n
         ...         return super().forward(x) if x.sum() > 0 else x
         >>> graph = record(Branching(3, 4), (torch.ones(2, 3),), {})
         >>> [str(call.op) for call in graph.calls]
-        ['aten.linear.default']
+        ['aten.sum.default', 'aten.gt.Scalar', 'aten.linear.default']
         >>> print(graph.notes[0])
         the path depends on data, and the symmetries hold on the path that was recorded; verify on inputs that ...
     """

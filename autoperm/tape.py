@@ -23,7 +23,7 @@ from .rules import op_name
 FOLD_LIMIT = 1 << 22
 """Constants of more elements than this are not kept; their axes are pinned."""
 
-_HERE = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep, "<")
+_HERE = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep, "<frozen", "<string>", "<eval_")
 _CALL = nn.Module._call_impl.__code__
 
 

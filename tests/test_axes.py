@@ -528,3 +528,13 @@ def test_any_sequence_ends_with_consistent_sizes(data: st.DataObject) -> None:
     for term, size in axes.all:
         assert find(term).size == size
     check(*(term for term, _ in axes.all))
+
+
+@pytest.mark.parametrize("swap", [False, True])
+def test_a_part_of_length_one_is_never_inside_itself(swap: bool) -> None:
+    """It is the same part as a product that it stands in; to bind it to that product would make a term without end."""
+    part = factor(1)
+    whole = Term(PRODUCT, 1, [part, factor(1)])
+    sums = total([whole, factor(3)]), total([part, factor(3)])
+    unify(*(sums[::-1] if swap else sums))
+    assert all(find(child) is not find(whole) for child in find(whole).children)
