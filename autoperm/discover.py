@@ -232,7 +232,7 @@ class _Discovery:
             return
         try:
             found = self._results(call)
-        except (SignatureError, Misfit) as error:
+        except (SignatureError, Misfit, LookupError, TypeError, ValueError, ArithmeticError) as error:
             found = None
             advice = f"its rule does not fit this call: {error}"
         else:

@@ -204,11 +204,34 @@ class MixtureDense(nn.Module):
         self.w1, self.b1 = nn.Parameter(torch.empty(5, 10, 7)), nn.Parameter(torch.empty(5, 7))
         self.w2, self.b2 = nn.Parameter(torch.empty(5, 7, 10)), nn.Parameter(torch.empty(5, 10))
 
+    def weights(self, x: Tensor) -> Tensor:
+        return self.gate(x).softmax(-1)
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.stem(x)
         hidden = F.gelu(torch.einsum("bc,ecf->bef", x, self.w1) + self.b1)
         experts = torch.einsum("bef,efc->bec", hidden, self.w2) + self.b2
-        return self.head(x + torch.einsum("be,bec->bc", self.gate(x).softmax(-1), experts))
+        return self.head(x + torch.einsum("be,bec->bc", self.weights(x), experts))
+
+
+@network("mixture_topk", floats(3, 6), [(10, 1), (5, 1), (7, 5)])
+class MixtureTopK(MixtureDense):
+    def weights(self, x: Tensor) -> Tensor:
+        chosen = super().weights(x).topk(2)
+        return torch.zeros(len(x), 5, dtype=x.dtype).scatter(1, chosen.indices, chosen.values)
+
+
+@network("quantiser", floats(3, 6), [(8, 1), (9, 1), (12, 1)])
+class Quantiser(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(6, 12), nn.Tanh(), nn.Linear(12, 8))
+        self.codebook, self.decoder = nn.Embedding(9, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.encoder(x)
+        code = self.codebook(torch.cdist(z, self.codebook.weight).argmin(-1))
+        return self.decoder(z + (code - z).detach())
 
 
 # ------------------------------------------------------------------------------------------------ convolutions

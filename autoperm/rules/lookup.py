@@ -72,7 +72,9 @@ def _index_select(at: At, input: Value, dim: int, index: Value) -> str:
 
 def _gather(at: At, input: Value, dim: int, index: Value, **_: object) -> str:
     """Along the other axes each place of the index reads its own place of the input, as far as it reaches."""
-    place = dim % max(input.ndim, 1)
+    if not input.ndim:
+        return f",{at(index, 1)[1]} -> "
+    place = dim % input.ndim
     looked_up, suffix = at(index, input.shape[place])
     pairs = zip(letters(input), input.shape, index.shape, strict=True)
     row = ["_" if n != m else axis for axis, n, m in pairs]
@@ -102,7 +104,7 @@ def _embedding(at: At, weight: Value, indices: Value, *_: object) -> str:
 
 def _index_add(at: At, input: Value, dim: int, index: Value, source: Value, *_: object, **__: object) -> str:
     """Additions may come in any order."""
-    place = dim % max(input.ndim, 1)
+    place = dim % input.ndim
     looked_up, suffix = at(index, input.shape[place])
     row = " ".join(put(letters(input), place, looked_up))
     return f"{row}, s{suffix}, {' '.join(put(letters(input), place, 's'))} -> {row}"
@@ -110,7 +112,7 @@ def _index_add(at: At, input: Value, dim: int, index: Value, source: Value, *_: 
 
 def _index_copy(at: At, input: Value, dim: int, index: Value, source: Value) -> str:
     """Of what is written to one place twice, the last stays."""
-    place = dim % max(input.ndim, 1)
+    place = dim % input.ndim
     looked_up, suffix = at(index, input.shape[place])
     s = "s" if at.once(index) else "_"
     row = " ".join(put(letters(input), place, looked_up))
@@ -119,7 +121,7 @@ def _index_copy(at: At, input: Value, dim: int, index: Value, source: Value) -> 
 
 def _index_fill(at: At, input: Value, dim: int, index: Value, value: Any) -> str:
     """The same is written everywhere, so in any order."""
-    place = dim % max(input.ndim, 1)
+    place = dim % input.ndim
     looked_up, suffix = at(index, input.shape[place])
     row = " ".join(put(letters(input), place, looked_up))
     return f"{row}, {'s' * index.ndim}{suffix}{', ' if isinstance(value, Value) else ''} -> {row}"
@@ -157,7 +159,9 @@ def _index_put(
 
 def _scatter(at: At, input: Value, dim: int, index: Value, src: Any, *, any_order: bool) -> str:
     """Along the other axes each place of the index writes to its own place, as far as it reaches."""
-    place = dim % max(input.ndim, 1)
+    if not input.ndim:
+        return f",{at(index, 1)[1]}{', ' * isinstance(src, Value)} -> "
+    place = dim % input.ndim
     looked_up, suffix = at(index, input.shape[place])
     source = src if isinstance(src, Value) and src.ndim else index
     axes = letters(input)
