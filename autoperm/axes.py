@@ -27,6 +27,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from .cutting import cut, cut_members, restrict, transpose
 from .terms import (
     CONSTANT,
+    EVERYWHERE,
     FACTOR,
     FAMILY,
     PRODUCT,
@@ -59,7 +60,7 @@ def make_rigid(term: Term, axes: Iterable[Term]) -> None:
     if term.kind == FACTOR:
         term.rigid |= axes
         return
-    if term.kind == FAMILY and find(axis_of(term)) in {find(axis) for axis in axes}:
+    if term.kind == FAMILY and (EVERYWHERE in axes or find(axis_of(term)) in {find(axis) for axis in axes}):
         collapse(term)
         return
     for child in _inside(term):

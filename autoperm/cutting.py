@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from .terms import (
     CONSTANT,
+    EVERYWHERE,
     FACTOR,
     FAMILY,
     PRODUCT,
@@ -166,7 +167,7 @@ def _restrict(term: Term, over: Term, start: int, stop: int) -> Term:
         if all(new is find(old) for new, old in zip(found, children, strict=True)):
             return term
         return product(found) if term.kind == PRODUCT else total(found)
-    if any(find(axis) is over for axis in term.rigid):
+    if EVERYWHERE in term.rigid or any(find(axis) is over for axis in term.rigid):
         return term
     bounds = (0, start, stop, over.size)
     ranges = [(low, high) for low, high in itertools.pairwise(bounds) if low < high]

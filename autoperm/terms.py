@@ -103,6 +103,10 @@ class Term:
         return f"{name}{root.order}[{root.size}]{'!' if root.pin else ''}" + (f"({inside})" if inside else "")
 
 
+EVERYWHERE = Term(FACTOR, 1)
+"""Among the axes along which a factor is rigid: along any."""
+
+
 @dataclass(frozen=True, slots=True)
 class Arranged:
     """An axis of slots: the units of ``of``, sorted by the unit of ``by`` to which each belongs.

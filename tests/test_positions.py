@@ -277,6 +277,18 @@ def test_grouped_experts(options: dict[str, Any], expected: dict[str, tuple[int,
 
 
 @pytest.mark.usefixtures("_grouped")
+def test_slots_stay_slots_where_gates_are_split_off() -> None:
+    def gated(net: Net, x: Tensor) -> Tensor:
+        arranged, order = net.scores(x).argmax(-1).sort()
+        until = torch.histc(arranged.float(), E, 0, E - 1).cumsum(0, dtype=torch.int32)
+        both = torch.cat([net.up, net.up.tanh()], 1).transpose(1, 2)
+        left, right = grouped_mm(x[order], both, until).split(H, -1)
+        return grouped_mm(left * right.sigmoid(), net.down.transpose(1, 2), until)[order.argsort()]
+
+    assert groups(gated) == EXPERTS | HIDDEN
+
+
+@pytest.mark.usefixtures("_grouped")
 def test_slots_of_two_routers_are_different_slots() -> None:
     """Each is sorted in its own way, so adding them up slot by slot needs their order."""
 

@@ -1,4 +1,4 @@
-"""What each operation says about its axes: a table of signatures, and the few rules that work on terms."""
+"""What each operation says about its axes: a table of signatures, the few rules that work on terms, and positions."""
 
 from __future__ import annotations
 

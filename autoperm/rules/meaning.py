@@ -91,7 +91,7 @@ def hand_on(ctx: PositionsContext, name: str, args: Sequence[Any], kwargs: dict[
             return None
         along = [[other.along] for other in found if other is not None]
         ctx.bind(f"{', '.join('x' * len(along))} -> ", along, [()])
-        return Positions(first.along)
+        return Positions(first.along, bag=object())
     if base == "to" and len(values_in([*args, *kwargs.values()])) > 1:
         return None  # to the type of another tensor, which a value does not tell
     types = [item for item in (*args, *kwargs.values()) if isinstance(item, torch.dtype)]

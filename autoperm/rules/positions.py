@@ -36,7 +36,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..graph import Value
-from ..terms import Arranged, Pin, Term, factor, find, product
+from ..terms import EVERYWHERE, Arranged, Pin, Term, factor, find, product
 from .context import Axes
 from .lookup import READS, WRITES, LookupRow
 from .meaning import Positions, PositionsContext, values_in
@@ -227,6 +227,7 @@ def _sorted(ctx: PositionsContext, self: Value, dim: int, values: Value | None, 
         slots = find(found.along)
     else:
         slots = factor(axes[0].size)
+        slots.rigid.add(EVERYWHERE)  # one order of the slots, whatever else stands beside them
         ctx.arranged.append(Arranged(slots, found.along, axes[0], found.bag))
     if values is not None:
         ctx.note(values, replace(found, axes=(), arranged=True))
