@@ -89,7 +89,7 @@ def collapse(term: Term) -> None:
     if find(term) is not term:  # equating the members has equated the family with something already
         unify(term, first)
     elif first is not term:
-        term.parent = first
+        _become_one(term, first)
     if term.pin is not None:
         pin(first, term.pin)
     make_rigid(first, over)
@@ -199,7 +199,16 @@ def _merge(a: Term, b: Term) -> None:
     """Let two terms that have been made equal be one."""
     a, b = find(a), find(b)
     if a is not b:
-        b.parent = a
+        _become_one(b, a)
+
+
+def _become_one(term: Term, other: Term) -> None:
+    """Let a term be another; one that stands inside the other is pinned, and so is the other."""
+    if _occurs(term, other):
+        pin(other, MISFIT)
+        term.become(FACTOR, ())
+    else:
+        term.parent = other
 
 
 def _product_sum(a: Term, b: Term, depth: int) -> None:
@@ -251,7 +260,7 @@ def _family_family(a: Term, b: Term, depth: int) -> None:
         _unify(a, b, depth)
     elif a is not b:
         pinned, rigid = b.pin, b.rigid
-        b.parent = a
+        _become_one(b, a)
         if pinned is not None:
             pin(a, pinned)
         make_rigid(a, rigid)

@@ -612,6 +612,19 @@ class Pops(nn.Module):
         return self.out(torch.stack(found, 1))
 
 
+@network("norm_of_sum", floats(3, 5), [(4, 1)])
+class NormOfSum(nn.Module):
+    """Two rows of units that only a norm ties: no parameter reads their sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.out = nn.Linear(5, 8), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.inner(x).unflatten(-1, (2, 4)).tanh()
+        return self.out(rows[:, 0]) * rows.sum(1).square().sum(-1, keepdim=True)
+
+
 @network("vit", floats(2, 3, 8, 8), [(24, 1), *attention_groups(3, 8, 8), (32, 1)])
 class ViT(nn.Module):
     def __init__(self) -> None:

@@ -399,6 +399,14 @@ def test_members_of_members_are_members_of_the_whole() -> None:
 # --- it ends
 
 
+def test_units_that_are_made_one_do_not_contain_themselves() -> None:
+    """Parts of length 1 are made one even where one of them is a product that has the other."""
+    unit = factor(1)
+    whole = product([unit, factor(1)])
+    unify(total([unit, factor(2)]), total([whole, factor(2)]))
+    check(unit, whole)
+
+
 def test_a_term_inside_itself_is_no_endless_loop() -> None:
     x = factor(6)
     unify(x, family(factor(2), [factor(1), factor(1)], [x, factor(6)]))
