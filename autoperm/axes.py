@@ -205,7 +205,7 @@ def _merge(a: Term, b: Term) -> None:
 def _become_one(term: Term, other: Term) -> None:
     """Let a term be another; one that stands inside the other is pinned, and so is the other."""
     if _occurs(term, other):
-        pin(other, MISFIT)
+        pin(other, misfit())
         term.become(FACTOR, ())
     else:
         term.parent = other

@@ -214,14 +214,14 @@ class MixtureDense(nn.Module):
         return self.head(x + torch.einsum("be,bec->bc", self.weights(x), experts))
 
 
-@network("mixture_topk", floats(3, 6), [(10, 1), (5, 1), (7, 5)])
+@network("mixture_topk", floats(64, 6), [(10, 1), (5, 1), (7, 5)])
 class MixtureTopK(MixtureDense):
     def weights(self, x: Tensor) -> Tensor:
         chosen = super().weights(x).topk(2)
         return torch.zeros(len(x), 5, dtype=x.dtype).scatter(1, chosen.indices, chosen.values)
 
 
-@network("quantiser", floats(3, 6), [(8, 1), (9, 1), (12, 1)])
+@network("quantiser", floats(512, 6), [(8, 1), (9, 1), (12, 1)])
 class Quantiser(nn.Module):
     def __init__(self) -> None:
         super().__init__()

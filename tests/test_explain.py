@@ -70,46 +70,41 @@ def test_an_axis_that_only_one_operation_pins_needs_no_step() -> None:
     assert chain.reason == "order matters: aten.conv2d, in 0"
 
 
-class Sorted(nn.Module):
+@torch.library.custom_op("autoperm_tests::mystery", mutates_args=())
+def mystery(x: Tensor) -> Tensor:
+    return x.clone()
+
+
+mystery.register_fake(torch.empty_like)
+
+
+class Mysterious(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Linear(3, 8)
         self.down = nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(torch.ops.autoperm_tests.mystery(self.up(x).relu()))
+        return self.down(mystery(self.up(x).relu()))
 
 
-@pytest.fixture
-def mystery() -> None:
-    if not hasattr(torch.ops.autoperm_tests, "mystery"):
-
-        def mystery(x: Tensor) -> Tensor:
-            return x.clone()
-
-        torch.library.custom_op("autoperm_tests::mystery", mystery, mutates_args=()).register_fake(torch.empty_like)
-
-
-@pytest.mark.usefixtures("mystery")
 def test_a_missing_rule_is_a_gap_and_says_where() -> None:
-    spec = autoperm.discover(Sorted(), torch.zeros(5, 3))
+    spec = autoperm.discover(Mysterious(), torch.zeros(5, 3))
     (chain,) = spec.explain("up.weight", 0).chains
     assert chain.gap
     assert ops(chain) == ["linear", "relu"]
     assert chain.reason.startswith("no rule: autoperm_tests.mystery")
-    assert "return self.down(torch.ops.autoperm_tests.mystery(self.up(x).relu()))" in str(chain)
+    assert "return self.down(mystery(self.up(x).relu()))" in str(chain)
     assert "a gap of autoperm" in str(chain)
 
 
 def test_a_law_is_named_before_a_gap() -> None:
     """What a gap pins may be pinned by law as well: then no rule would help."""
 
-    class Both(Sorted):
+    class Both(Mysterious):
         def forward(self, x: Tensor) -> Tensor:
-            return torch.ops.autoperm_tests.mystery(self.up(x))
+            return mystery(self.up(x))
 
-    if not hasattr(torch.ops.autoperm_tests, "mystery"):
-        pytest.skip("defined by another test")
     (chain,) = autoperm.discover(Both(), torch.zeros(5, 3)).explain("up.weight", 1).chains
     assert not chain.gap
     assert chain.reason == "model input 'x'"
