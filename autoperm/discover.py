@@ -28,7 +28,7 @@ from .signature import parse
 from .spec import PermutationSpec
 from .terms import Arranged, Misfit, Pin, Term, constant, during, factor, pin
 from .trace import trace
-from .write import conclude
+from .write import Tensors, conclude
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +123,7 @@ class _Discovery:
         self.graph = graph
         self.terms: dict[Value, Axes] = {}
         self.tensors: list[Axes] = []
+        self.moved: list[Axes] = []
         self.unknown: list[Unknown] = []
         self.call: Call | None = None
         self.spreads = Spreads(graph.calls)
@@ -153,7 +154,8 @@ class _Discovery:
             if meaning is not None:
                 pin(meaning.along, Pin("the model returns positions along the axis"))
         meanings = {value: meaning for value, meaning in self.meanings.items() if meaning is not None}
-        return conclude(self.graph, self.tensors, self.terms, meanings, self.unknown, self.arranged).spec()
+        tensors = Tensors(self.tensors, self.moved)
+        return conclude(self.graph, tensors, self.terms, meanings, self.unknown, self.arranged).spec()
 
     def _pin_value(self, value: Value, why: Pin) -> None:
         for term in self.axes(value):
@@ -161,7 +163,8 @@ class _Discovery:
 
     def _define(self, value: Value, axes: Axes) -> None:
         self.terms[value] = axes
-        self.tensors.append(axes)
+        moved = self.call is not None and rules.only_moves(self.call.op) and value in self.call.results
+        (self.moved if moved else self.tensors).append(axes)
 
     def axes(self, value: Value) -> Axes:
         if value not in self.terms:

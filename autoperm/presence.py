@@ -256,20 +256,21 @@ def settle(tensors: Sequence[Sequence[Term]]) -> None:
         pass
 
 
-def all_cells(tensors: Sequence[Sequence[Term]], parameters: int) -> dict[Cell, bool]:
+def all_cells(tensors: Sequence[Sequence[Term]], unused: int) -> dict[Cell, bool]:
     """Return all different cells of settled tensors.
 
     Args:
         tensors: the terms of every tensor.
-        parameters: how many of them, at the start, are parameters.
+        unused: how many of them, at the start, do not say that what stands in them is used: parameters, and what only
+            moves numbers.
 
     Returns:
-        For each cell whether it stands in a tensor that is computed (not in parameters alone).
+        For each cell whether it stands in a tensor that says so.
     """
     unique: dict[tuple[Term, ...], bool] = {}
     for index, axes in enumerate(tensors):
         roots = tuple(map(find, axes))
-        unique[roots] = unique.get(roots, False) or index >= parameters
+        unique[roots] = unique.get(roots, False) or index >= unused
     found: dict[Cell, bool] = {}
     known: dict[Term, list[Choice]] = {}
     for roots, computed in unique.items():

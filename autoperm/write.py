@@ -86,9 +86,22 @@ class Inference:
         return {factor.name: describe_pin(leaf.pin) for leaf, factor in factors.items() if leaf.pin is not None}
 
 
+@dataclass(frozen=True, eq=False)
+class Tensors:
+    """The terms of all tensors of a graph.
+
+    Attributes:
+        computed: those of the graph's own tensors first and in their order, then all that are computed.
+        moved: results of operations that only move numbers or leave some out: what stands nowhere else is not used.
+    """
+
+    computed: Sequence[Sequence[Term]]
+    moved: Sequence[Sequence[Term]]
+
+
 def conclude(
     graph: Graph,
-    tensors: Sequence[Sequence[Term]],
+    tensors: Tensors,
     terms: Mapping[Value, Sequence[Term]],
     meanings: Mapping[Value, Positions],
     unknown: Sequence[object],
@@ -98,20 +111,19 @@ def conclude(
 
     Args:
         graph: the traced model.
-        tensors: the terms of every tensor, those of the graph's own tensors first and in their order.
+        tensors: the terms of every tensor.
         terms: the terms of every value.
         meanings: for values whose numbers are positions, along which axis.
         unknown: operations that no rule knew.
         arranged: axes that are sorted by the positions along another.
     """
     values = list(dict.fromkeys(graph.tensors.values()))
-    parameters = tensors[: len(values)]
+    parameters = tensors.computed[: len(values)]
+    others = [*tensors.moved, *tensors.computed[len(values) :]]
     while True:
         arranged = pin_disturbed(arranged, parameters)
-        computed = (
-            [with_units(axes, arranged) for axes in tensors[len(values) :]] if arranged else tensors[len(values) :]
-        )
-        settled, written = _settle_and_write([*parameters, *computed], values)
+        found = [with_units(axes, arranged) for axes in others] if arranged else others
+        settled, written = _settle_and_write([*parameters, *found], values, len(values) + len(tensors.moved))
         if len(pin_disturbed(arranged, parameters)) == len(arranged):
             break
     _pin_unused(settled)
@@ -122,7 +134,7 @@ def conclude(
 
 
 def _settle_and_write(
-    tensors: Sequence[Sequence[Term]], values: Sequence[Value]
+    tensors: Sequence[Sequence[Term]], values: Sequence[Value], unused: int
 ) -> tuple[dict[Cell, bool], dict[Value, list[Tree]]]:
     """Let families settle until all that are left can be written."""
     while True:
@@ -133,7 +145,7 @@ def _settle_and_write(
             with suppress(_CollapsedError):
                 written[value] = [_tree([find(term)], members) for term in axes]
         if len(written) == len(values):
-            return all_cells(tensors, len(values)), written
+            return all_cells(tensors, unused), written
 
 
 def _name_factors(

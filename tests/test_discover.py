@@ -543,3 +543,25 @@ def test_a_view_may_not_move_a_factor_from_one_copy_of_an_axis_to_the_other() ->
     net = PositionAttentionWithoutTransposing().double()
     x = torch.randn(2, 3, 2, 2, dtype=torch.float64)
     assert discover(net, x).verify(net, (x,), draws=10) < 1e-12
+
+
+class Decay(nn.Module):
+    """A table for the longest input, of which shorter ones use a corner: rows are cut off first, then columns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.decay = nn.Parameter(torch.randn(4, 9, 9))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n = x.shape[1]
+        return self.down(torch.einsum("bsh,hst->bth", self.up(x).tanh(), self.decay[:, :n, :n]))
+
+
+def test_what_is_cut_off_in_several_steps_is_not_used() -> None:
+    """A longer input would use it, in its order."""
+    spec = discover(Decay(), torch.randn(2, 5, 3))
+    assert [factor.size for factor in spec.free] == [4]
+    assert spec.inference is not None
+    assert list(spec.inference.reasons().values()).count("the traced path never uses this part") == 2
+    assert spec.verify(Decay(), (torch.randn(2, 7, 3),)) < 1e-12

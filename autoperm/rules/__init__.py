@@ -22,6 +22,7 @@ __all__ = [
     "Rule",
     "has_rule",
     "is_pointwise",
+    "only_moves",
     "op_name",
     "positions_rule_for",
     "register",
@@ -75,6 +76,20 @@ def signature_for(op: object) -> Row | None:
 def rule_for(op: object) -> Rule | None:
     """Return the rule on terms for an operation, if there is one."""
     return _RULES.get(op_name(op))
+
+
+_MOVES = frozenset(
+    "aten." + name
+    for name in (
+        "slice select narrow split split_with_sizes chunk unbind view reshape _unsafe_view flatten unflatten permute "
+        "transpose t movedim unsqueeze squeeze expand clone alias detach contiguous to _to_copy"
+    ).split()
+)
+
+
+def only_moves(op: object) -> bool:
+    """Tell whether an operation only moves numbers, or leaves some out: what goes in may never be used."""
+    return op_name(op) in _MOVES
 
 
 def has_rule(op: object) -> bool:

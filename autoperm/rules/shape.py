@@ -359,7 +359,10 @@ def _pad_constant(ctx: Context, self: Value, pad: Sequence[int], value: Any = 0)
 
 def _extreme(ctx: Context, self: Value, other: Value | None = None) -> Axes:
     """``max`` and ``min`` of all, or of two tensors; along an axis: :mod:`autoperm.rules.positions`."""
-    return broadcast([ctx.axes(self), ctx.axes(other)]) if other is not None else []
+    if other is not None:
+        return broadcast([ctx.axes(self), ctx.axes(other)])
+    ctx.relate(ctx.axes(self))
+    return []
 
 
 _RENAMES = {
