@@ -70,40 +70,40 @@ def test_an_axis_that_only_one_operation_pins_needs_no_step() -> None:
     assert chain.reason == "order matters: aten.conv2d, in 0"
 
 
-@torch.library.custom_op("autoperm_tests::mystery", mutates_args=())
-def mystery(x: Tensor) -> Tensor:
+@torch.library.custom_op("autoperm_tests::riddle", mutates_args=())
+def riddle(x: Tensor) -> Tensor:
     return x.clone()
 
 
-mystery.register_fake(torch.empty_like)
+riddle.register_fake(torch.empty_like)
 
 
-class Mysterious(nn.Module):
+class Puzzled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.up = nn.Linear(3, 8)
         self.down = nn.Linear(8, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(mystery(self.up(x).relu()))
+        return self.down(riddle(self.up(x).relu()))
 
 
 def test_a_missing_rule_is_a_gap_and_says_where() -> None:
-    spec = autoperm.discover(Mysterious(), torch.zeros(5, 3))
+    spec = autoperm.discover(Puzzled(), torch.zeros(5, 3))
     (chain,) = spec.explain("up.weight", 0).chains
     assert chain.gap
     assert ops(chain) == ["linear", "relu"]
-    assert chain.reason.startswith("no rule: autoperm_tests.mystery")
-    assert "return self.down(mystery(self.up(x).relu()))" in str(chain)
+    assert chain.reason.startswith("no rule: autoperm_tests.riddle")
+    assert "return self.down(riddle(self.up(x).relu()))" in str(chain)
     assert "a gap of autoperm" in str(chain)
 
 
 def test_a_law_is_named_before_a_gap() -> None:
     """What a gap pins may be pinned by law as well: then no rule would help."""
 
-    class Both(Mysterious):
+    class Both(Puzzled):
         def forward(self, x: Tensor) -> Tensor:
-            return mystery(self.up(x))
+            return riddle(self.up(x))
 
     (chain,) = autoperm.discover(Both(), torch.zeros(5, 3)).explain("up.weight", 1).chains
     assert not chain.gap
