@@ -18,6 +18,11 @@ from .spec import PermutationSpec
 from .structure import tensors_in
 
 
+def arguments(inputs: Sequence[Any] | Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return positional inputs and inputs by name."""
+    return ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+
+
 def outputs(
     model: nn.Module, inputs: Sequence[Any], kwargs: Mapping[str, Any] | None = None, *, gradients: bool = False
 ) -> list[Tensor]:
@@ -173,7 +178,7 @@ def verify(
     generator: torch.Generator | int | None,
 ) -> float:
     """See :meth:`autoperm.PermutationSpec.verify`."""
-    args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+    args, kwargs = arguments(inputs)
     if isinstance(generator, int):
         generator = torch.Generator().manual_seed(generator)
     # A random permutation of few units is often the identity, so first comes one that moves every unit.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from .copies import copy_model, forget_caches
-from .equivalence import check_comparable, difference, in_float64, in_native_precision, outputs
+from .equivalence import arguments, check_comparable, difference, in_float64, in_native_precision, outputs
 from .layout import Cell, cells
 from .spec import PermutationSpec
 from .state import tensors
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional inputs, and inputs by name."""
 
 Places = list[tuple[Tensor, int]]
 """Views of tensors, each with the dimension in which the units of a class stand."""
@@ -36,22 +39,22 @@ class Bench:
         self,
         spec: PermutationSpec,
         model: nn.Module,
-        inputs: Sequence[Any],
+        inputs: Sequence[Any] | Mapping[str, Any],
         randomize: bool,
         generator: torch.Generator,
     ) -> None:
         self.spec, self.generator = spec, generator
         self.notes: list[str] = []
         self.tolerance = _TOLERANCE
-        self.seed = int(torch.randint(2**31, (), generator=generator))
         self.copies = False
-        self.model, self.inputs = copy_model(model).double().eval(), in_float64(tuple(inputs))
+        given = arguments(inputs)
+        self.model, self.inputs = copy_model(model).double().eval(), in_float64(given)
         try:
             own = self.run()
         except Exception as error:  # anything that the user's forward may raise
             # To verify, sqrt(eps) is allowed; here that would also pass for two neighbours in a smooth table.
             self.tolerance = max(_TOLERANCE, in_native_precision(model, error) ** (4 / 3))
-            self.model, self.inputs = copy_model(model).eval(), tuple(inputs)
+            self.model, self.inputs = copy_model(model).eval(), given
             self.notes.append("the model does not run in float64; it was compared in its own precision")
             own = self.run()
         check_comparable(own)
@@ -75,14 +78,13 @@ class Bench:
                         if factor is not None:
                             self.standing[factor].append((cell, dim))
 
-    def run(self, inputs: Sequence[Any] | None = None) -> list[Tensor]:
+    def run(self, inputs: Inputs | None = None) -> list[Tensor]:
         """Return the outputs; random numbers are the same in every run."""
         model = copy_model(self.model) if self.copies else self.model
         forget_caches(model)
-        with self._same_random_numbers():
-            return outputs(model, self.inputs if inputs is None else inputs)
+        return outputs(model, *(self.inputs if inputs is None else inputs))
 
-    def _shuffled_inputs(self) -> Sequence[Any] | None:
+    def _shuffled_inputs(self) -> Inputs | None:
         """Other inputs, to tell a symmetry of the model from one that it has for some inputs only.
 
         They are the given ones with the elements of each tensor in another order, if the model runs on that.
@@ -94,19 +96,13 @@ class Bench:
                 return value.flatten()[order].view(value.shape)
             return value
 
-        inputs = [shuffle(value) for value in self.inputs]
+        args, kwargs = self.inputs
+        inputs = tuple(map(shuffle, args)), {name: shuffle(value) for name, value in kwargs.items()}
         try:
             check_comparable(self.run(inputs))
         except Exception:  # anything that the user's forward may raise
             return None
         return inputs
-
-    @contextmanager
-    def _same_random_numbers(self) -> Iterator[None]:
-        devices = {parameter.device for parameter in self.model.parameters() if parameter.device.type == "cuda"}
-        with torch.random.fork_rng(list(devices)):
-            torch.manual_seed(self.seed)
-            yield
 
     def _slopes(self) -> dict[str, Tensor]:
         """How much the outputs depend on each weight: the gradients of a random combination of them."""
@@ -116,9 +112,10 @@ class Bench:
         try:
             for leaf in leaves.values():
                 leaf.requires_grad_()
-            with torch.enable_grad(), self._same_random_numbers():
-                result = outputs(model, self.inputs, gradients=True)
-                parts = [(y.real * torch.randn_like(y.real)).nan_to_num(0, 0, 0).sum().cpu() for y in result]
+            with torch.enable_grad():
+                result = outputs(model, *self.inputs, gradients=True)
+                weights = [torch.randn(y.shape, generator=self.generator).to(y.device) for y in result]
+                parts = [(y.real * w).nan_to_num(0, 0, 0).sum().cpu() for y, w in zip(result, weights, strict=True)]
                 total = torch.stack([part.double() for part in parts]).sum()
             slopes = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         except Exception:  # a model that cannot be differentiated: then pairs are drawn at random
@@ -173,9 +170,7 @@ class Bench:
         with _changed(places, units, _rolled):
             return difference(self.reference, self.run())
 
-    def effect_when_unlike(
-        self, places: Places, units: Tensor, inputs: Sequence[Any] | None = None
-    ) -> tuple[float, float]:
+    def effect_when_unlike(self, places: Places, units: Tensor, inputs: Inputs | None = None) -> tuple[float, float]:
         """Return the effect after the units' weights were changed a little, and the sensitivity to that.
 
         Units with the same weights can be permuted without effect whatever they are for; these are not the same.

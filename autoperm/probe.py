@@ -152,7 +152,7 @@ def _listing(classes: Sequence[Tied]) -> str:
 def probe(
     model: nn.Module,
     spec: PermutationSpec,
-    inputs: Sequence[Any],
+    inputs: Sequence[Any] | Mapping[str, Any],
     *,
     randomize: bool = True,
     generator: torch.Generator | int | None = 0,
@@ -166,8 +166,8 @@ def probe(
         model: a model that the specification is for; it is not changed.
         spec: a discovered specification. One written by hand, or read from a file, does not know which of its pinned
             axes are tied to each other: they are permuted alone, and all of one size together, which finds less.
-        inputs: positional inputs; floating-point ones are cast to float64. What they do not exercise is not probed:
-            they should be random, and several.
+        inputs: positional inputs, or a dictionary of inputs by name; floating-point ones are cast to float64. What they
+            do not exercise is not probed: they should be random, and several.
         randomize: draw the weights at random, each parameter in its own scale, so that no two units are alike by
             initialisation. What is all positive stays positive.
         generator: a CPU generator, or a seed for one.

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from .copies import copy_model
-from .equivalence import Reference, compare, verify
+from .equivalence import Reference, arguments, compare, verify
 from .errors import EquivalenceError
 from .permutation import Permutation
 from .perturb import randomize_
@@ -171,7 +171,7 @@ def weights(model: nn.Module) -> st.SearchStrategy[dict[str, Tensor]]:
 def assert_function_preserved(
     model: nn.Module,
     spec: PermutationSpec,
-    inputs: Sequence[Any],
+    inputs: Sequence[Any] | Mapping[str, Any],
     *,
     permutation: Permutation | None = None,
     draws: int = 2,
@@ -183,7 +183,7 @@ def assert_function_preserved(
     Args:
         model: a model that the specification is for; it is not changed.
         spec: the specification.
-        inputs: positional inputs; floating-point ones are cast to float64.
+        inputs: positional inputs, or a dictionary of inputs by name; floating-point ones are cast to float64.
         permutation: one group element; if left out, one that moves every unit, and random ones.
         draws: how many random ones.
         tolerance: largest allowed difference, relative to the largest output.
@@ -204,7 +204,7 @@ def assert_function_preserved(
         if permutation is None:
             verify(spec, model, inputs, draws=draws, tolerance=tolerance, generator=generator)
         else:
-            compare(Reference.of(model, tuple(inputs), {}, tolerance), [permutation])
+            compare(Reference.of(model, *arguments(inputs), tolerance), [permutation])
     except EquivalenceError as error:
         raise AssertionError(f"{error}{_moves(permutation) if permutation is not None else ''}") from None
 
@@ -212,7 +212,7 @@ def assert_function_preserved(
 def assert_spec_complete(
     model: nn.Module,
     spec: PermutationSpec,
-    inputs: Sequence[Any],
+    inputs: Sequence[Any] | Mapping[str, Any],
     *,
     allow: Collection[str] = (),
     randomize: bool = True,
@@ -223,7 +223,7 @@ def assert_spec_complete(
     Args:
         model: a model that the specification is for; it is not changed.
         spec: the specification.
-        inputs: positional inputs; what they do not exercise is not probed.
+        inputs: positional inputs, or a dictionary of inputs by name; what they do not exercise is not probed.
         allow: axes that are known to be missed, as ``"embedding.weight[0]"``.
         randomize: draw the weights at random.
         generator: a CPU generator, or a seed for one.

@@ -351,3 +351,18 @@ def test_progress_is_shown_if_asked_for(capsys: pytest.CaptureFixture[str]) -> N
     assert not capsys.readouterr().err
     probe(model, spec, x, progress=True)
     assert "probe" in capsys.readouterr().err
+
+
+def test_inputs_may_be_given_by_name() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = mlp()
+
+        def forward(self, *, x: Tensor, scale: float) -> Tensor:
+            return scale * self.layers(x)
+
+    given = {"x": torch.randn(5, 3), "scale": 2.0}
+    spec = discover(Named(), given)
+    assert not probe(Named(), spec, given).missed
+    assert probe(Named(), PermutationSpec.from_patterns({}, Named()), given).missed
