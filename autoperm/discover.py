@@ -16,7 +16,6 @@ from torch import nn
 
 from . import rules
 from .axes import broadcast
-from .boundary import draws_random_numbers, reads_what_it_draws_from
 from .errors import SignatureError
 from .graph import Call, Graph, Value, Where
 from .inputs import resolve_inputs
@@ -28,6 +27,7 @@ from .signature import parse
 from .spec import PermutationSpec
 from .terms import Arranged, Misfit, Pin, Term, constant, during, factor, pin
 from .trace import trace
+from .trace.boundary import draws_random_numbers, reads_what_it_draws_from
 from .write import Tensors, conclude
 
 

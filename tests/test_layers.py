@@ -15,13 +15,11 @@ ROOT = Path(autoperm.__file__).parent
 # A module may import from the layers above its own, and a package (rules, matching) from itself.
 LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
-    {"signature", "cutting", "state", "evaluate", "copies", "boundary", "aliases", "structure"},
+    {"signature", "cutting", "state", "evaluate", "copies", "structure"},
     {"axes", "spec", "merge", "renormalize"},
     {"by_hand"},
     {"presence", "layout", "report", "rules", "interpolate", "interchange", "rails"},
-    {"permutation", "plot", "tape", "schema"},
-    {"record"},
-    {"trace"},
+    {"permutation", "plot", "trace"},
     {"inputs"},
     {"equivalence", "matching", "write"},
     {"discover", "perturb"},
@@ -43,12 +41,12 @@ RIGHT_OF_THE_WAIST = [
     "renormalize", "interpolate", "plot", "perturb", "probe", "testing",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
-    "graph", "boundary", "aliases", "tape", "schema", "record", "trace", "terms", "cutting", "axes", "presence",
+    "graph", "trace", "terms", "cutting", "axes", "presence",
     "rules", "write", "discover", "inputs",
 }  # fmt: skip
 
 DOORS = {
-    "torch.export": {"trace"},
+    "torch.export": {"trace.export"},
     "matplotlib": {"plot", "spec"},  # spec names types only
     "scipy": {"matching.assignment"},
     "networkx": {"matching.blocks", "explain"},

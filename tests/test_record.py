@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from autoperm import PermutationSpec, align, discover
 from autoperm.discover import infer
 from autoperm.errors import EquivalenceError, TraceError
-from autoperm.record import functional, record
 from autoperm.trace import trace
+from autoperm.trace.record import functional, record
 
 
 def groups(spec: PermutationSpec) -> Groups:

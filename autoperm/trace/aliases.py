@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from .graph import Value
+from ..graph import Value
 
 aten = torch.ops.aten
 

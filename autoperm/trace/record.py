@@ -2,7 +2,7 @@
 
 Every operation of one run on real tensors is recorded. In inference mode PyTorch hands structured operations
 (``linear``, ``layer_norm``, ``scaled_dot_product_attention``) to a dispatch mode whole; one that no rule knows is taken
-apart by its own decomposition, and recorded in pieces. Writes in place are followed by :mod:`autoperm.aliases`.
+apart by its own decomposition, and recorded in pieces. Writes in place are followed by :mod:`~autoperm.trace.aliases`.
 
 What such a graph stands for is the path that the run took. Where the model reads a value into Python (a branch, a
 loop over what ``nonzero`` finds, a size), the path depends on it. What is read is held in place, so that no permutation
@@ -24,14 +24,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ..copies import copy_model
+from ..errors import TraceError
+from ..graph import Call, Graph, Value, Where
+from ..rules import has_rule, op_name
+from ..structure import copy_inputs, named_inputs, operands_of, replace_tensors, tensors_in
 from .aliases import Slot, as_strided, emit_as_strided, steps_of
 from .boundary import finish, model_tensors, model_values, some
-from .copies import copy_model
-from .errors import TraceError
-from .graph import Call, Graph, Value, Where
-from .rules import has_rule, op_name
 from .schema import functional, in_order, masks_among, written_by
-from .structure import copy_inputs, named_inputs, operands_of, replace_tensors, tensors_in
 from .tape import Tape, memory_of
 
 _ABOUT = frozenset(

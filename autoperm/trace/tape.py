@@ -7,7 +7,6 @@ memory with a known one it is a view of that, else it is a *stranger*, a constan
 from __future__ import annotations
 
 import linecache
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,15 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..graph import Call, Value, Where
+from ..rules import op_name
 from .aliases import Slot, Step, as_strided, emit_as_strided, read, write
 from .boundary import draws_random_numbers, identity
-from .graph import Call, Value, Where
-from .rules import op_name
+from .messages import NOT_THEIRS
 
 FOLD_LIMIT = 1 << 22
 """Constants of more elements than this are not kept; their axes are pinned."""
 
-_HERE = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep, "<frozen", "<string>", "<eval_")
+_HERE = (*NOT_THEIRS, "<frozen", "<string>", "<eval_")
 _CALL = nn.Module._call_impl.__code__
 
 

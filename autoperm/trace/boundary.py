@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .graph import Call, Graph, Value
+from ..graph import Call, Graph, Value
 
 _RANDOM_IF = {"dropout_p": 0, "p": 0, "dropout": 0, "train": False, "training": False, "is_training": False}
 """Arguments that say whether an operation that can draw random numbers does so, and when it does not."""

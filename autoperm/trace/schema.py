@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .structure import operands_of
+from ..structure import operands_of
 
 
 def in_order(op: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Any, ...]:
