@@ -290,6 +290,7 @@ for op in ("sum", "mean", "amax", "amin", "any", "all", "count_nonzero"):
     call(op, bools(3, 4) if op in ("any", "all") else real(3, 4))
     if op != "mean":
         call(op, ints(3, 3, 4, 5), 1)
+call("_is_all_true _is_any_true", bools(3, 4))
 for op in ("sum", "mean", "amax", "amin", "logsumexp"):
     call(op, real(3, 4, 5), [1], True)
     call(op, real(3, 4, 5), [-1, 0])

@@ -236,6 +236,7 @@ REDUCTIONS: dict[str, Row] = {
     # reductions
     **{f"aten.{name}": _reduce for name in ("sum", "mean", "amax", "amin", "logsumexp", "prod", "any", "all")},
     **{f"aten.{name}": _reduce for name in ("nansum", "nanmean", "frobenius_norm")},
+    **{f"aten.{name}": _reduce_all for name in ("_is_all_true", "_is_any_true")},
     "aten.linalg_matrix_norm": _matrix_norm,
     "aten.linalg_vector_norm": _vector_norm,
     "aten.norm": _vector_norm,
