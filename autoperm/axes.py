@@ -55,16 +55,20 @@ _DEPTH_LIMIT = 100
 
 def make_rigid(term: Term, axes: Iterable[Term]) -> None:
     """Forbid a term to vary along axes."""
-    term = find(term)
     axes = set(axes)
-    if term.kind == FACTOR:
-        term.rigid |= axes
-        return
-    if term.kind == FAMILY and (EVERYWHERE in axes or find(axis_of(term)) in {find(axis) for axis in axes}):
-        collapse(term)
-        return
-    for child in _inside(term):
-        make_rigid(child, axes)
+    roots = {find(axis) for axis in axes}
+    stack, seen = [term], set[Term]()
+    while stack:
+        term = find(stack.pop())
+        if term in seen:  # families share members, so there are more ways to a term than terms
+            continue
+        seen.add(term)
+        if term.kind == FACTOR:
+            term.rigid |= axes
+        elif term.kind == FAMILY and (EVERYWHERE in axes or find(axis_of(term)) in roots):
+            collapse(term)
+        else:
+            stack += reversed(_inside(term))
 
 
 def _inside(term: Term) -> list[Term]:

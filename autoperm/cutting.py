@@ -150,20 +150,27 @@ def cut_members(term: Term, sizes: Sequence[int]) -> None:
 def restrict(term: Term, handles: Sequence[Handle]) -> Term:
     """Return what a term of a tensor becomes when another axis of that tensor is cut to a range."""
     for over, start, stop in handles:
-        term = _restrict(find(term), find(over), start, stop)
+        term = _restrict(find(term), find(over), start, stop, {})
     return term
 
 
-def _restrict(term: Term, over: Term, start: int, stop: int) -> Term:
+def _restrict(term: Term, over: Term, start: int, stop: int, done: dict[Term, Term]) -> Term:
+    """Restrict a term once: families share members, so there are more ways to a term than terms."""
+    if term not in done:
+        done[term] = _restrict_once(term, over, start, stop, done)
+    return done[term]
+
+
+def _restrict_once(term: Term, over: Term, start: int, stop: int, done: dict[Term, Term]) -> Term:
     if term.size == 1 or term is over or term.kind == CONSTANT or term.pin is not None:
         return term
     if start == 0 and stop == over.size:
         return term
     if term.kind == FAMILY:
-        return _restrict_family(term, over, start, stop)
+        return _restrict_family(term, over, start, stop, done)
     if term.kind in (PRODUCT, SUM):
         children = parts_of(term) if term.kind == SUM else term.children
-        found = [_restrict(find(child), over, start, stop) for child in children]
+        found = [_restrict(find(child), over, start, stop, done) for child in children]
         if all(new is find(old) for new, old in zip(found, children, strict=True)):
             return term
         return product(found) if term.kind == PRODUCT else total(found)
@@ -178,13 +185,13 @@ def _restrict(term: Term, over: Term, start: int, stop: int) -> Term:
     return term.children[ranges.index((start, stop))]
 
 
-def _restrict_family(term: Term, over: Term, start: int, stop: int) -> Term:
+def _restrict_family(term: Term, over: Term, start: int, stop: int, done: dict[Term, Term]) -> Term:
     own = find(axis_of(term))
     if not _is_same_axis(own, over):
         leading = factors(own)[0] if own.kind == PRODUCT and factors(own) else None
         if leading is not over:
             pairs = members_of(term)
-            members = [_restrict(member, over, start, stop) for _, member in pairs]
+            members = [_restrict(member, over, start, stop, done) for _, member in pairs]
             if all(new is old for new, (_, old) in zip(members, pairs, strict=True)):
                 return term
             return family(own, term.parts, members)

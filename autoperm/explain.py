@@ -8,7 +8,7 @@ that stated it. A chain is a shortest path in that graph, among the axes that ca
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import pairwise
 from weakref import WeakKeyDictionary
@@ -21,7 +21,7 @@ from .graph import Call, Value, Where
 from .rules import op_name
 from .signature import format_pattern
 from .spec import PermutationSpec
-from .terms import FACTOR, Pin, Term, find
+from .terms import FACTOR, Pin, Term, find, leaves_of
 from .write import Inference, describe_pin, leaves
 
 Node = tuple[Value, int]
@@ -238,12 +238,5 @@ _EQUALITIES: WeakKeyDictionary[Inference, _Equalities] = WeakKeyDictionary()
 """Made at the first question about a specification, kept for the next."""
 
 
-def _inside(term: Term) -> Iterator[Term]:
-    """Yield the factors that a term is made of, those of all members of a family too."""
-    term = find(term)
-    if term.kind == FACTOR:
-        if term.size > 1:
-            yield term
-        return
-    for child in term.children:
-        yield from _inside(child)
+def _inside(term: Term) -> list[Term]:
+    return [leaf for leaf in leaves_of(term) if leaf.kind == FACTOR and leaf.size > 1]

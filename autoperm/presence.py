@@ -38,6 +38,7 @@ from .terms import (
     find,
     has_family,
     is_pinned,
+    leaves_of,
     members_of,
     parts_of,
     pin,
@@ -215,7 +216,7 @@ def pin_disturbed(arranged: Sequence[Arranged], fixed: Iterable[Sequence[Term]])
         The arranged axes that are still an axis by themselves: each slot belongs to a unit.
     """
     roots = [find(each.axis) for each in arranged]
-    taken = {leaf for axes in fixed for axis in axes for leaf in _factors(axis)}
+    taken = {leaf for axes in fixed for axis in axes for leaf in leaves_of(axis)}
     kept = []
     for each, root in zip(arranged, roots, strict=True):
         alone = root.kind == FACTOR and root not in taken and roots.count(root) == 1
@@ -232,22 +233,12 @@ def with_units(axes: Sequence[Term], arranged: Sequence[Arranged]) -> list[Term]
     """Add to a tensor's axes, for each arranged one, the axis to a unit of which each slot belongs."""
     units = {find(each.axis): each.by for each in arranged}
     found = list(axes)
-    for axis in axes:
-        for leaf in _factors(axis):
-            if leaf in units and leaf in flatten([axis]):
-                found.append(units[leaf])
-            elif leaf in units:  # within a sum: which slots, and so which units, cannot be told
-                return list(axes)
+    for term in (term for axis in axes for term in flatten([axis])):
+        if term in units:
+            found.append(units[term])
+        elif any(leaf in units for leaf in leaves_of(term)):  # in a sum it is not told which slots
+            return list(axes)
     return found
-
-
-def _factors(term: Term) -> Iterator[Term]:
-    term = find(term)
-    if term.kind in (PRODUCT, SUM, FAMILY):
-        for child in term.children:
-            yield from _factors(child)
-    else:
-        yield term
 
 
 def settle(tensors: Sequence[Sequence[Term]]) -> None:

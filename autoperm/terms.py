@@ -180,6 +180,22 @@ def factors(term: Term) -> list[Term]:
     return [term]
 
 
+def leaves_of(term: Term) -> list[Term]:
+    """Return the factors and constants that a term is made of, those of all members of its families too, each once."""
+    stack, seen = [find(term)], {find(term)}
+    leaves = []
+    while stack:
+        term = stack.pop()
+        if term.kind in (FACTOR, CONSTANT):
+            leaves.append(term)
+        for child in reversed(term.children):
+            child = find(child)
+            if child not in seen:  # families share members, so there are more ways to a term than terms
+                seen.add(child)
+                stack.append(child)
+    return leaves
+
+
 def parts_of(term: Term) -> Sequence[Term]:
     """Return the parts of a sum, or the term alone."""
     term = find(term)

@@ -20,13 +20,13 @@ added to something else without cancelling it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
 from ..graph import Call, Value
-from ..terms import CONSTANT, FAMILY, PRODUCT, SUM, Term, find
+from ..terms import CONSTANT, Term, leaves_of
 from .context import Axes
 
 NONZERO, MAYBE_ZERO, FLAT = range(3)
@@ -55,13 +55,8 @@ def differs_along(spread: Spread, axis: Term) -> bool:
     return all(leaf.kind != CONSTANT and leaf in known for leaf in _leaves(axis))
 
 
-def _leaves(term: Term) -> Iterable[Term]:
-    term = find(term)
-    if term.kind in (PRODUCT, SUM, FAMILY):
-        for child in term.children:
-            yield from _leaves(child)
-    elif term.size > 1 or term.kind == CONSTANT:
-        yield term
+def _leaves(term: Term) -> list[Term]:
+    return [leaf for leaf in leaves_of(term) if leaf.size > 1 or leaf.kind == CONSTANT]
 
 
 def initial(value: Value, axes: Axes) -> Spread:
