@@ -82,11 +82,12 @@ class Reference:
             with _Precision() as inside:
                 found = outputs(copy_model(exact), given, named)
             tolerance = max(tolerance, inside.eps ** (2 / 3))
+            check_comparable(found)  # a mask as large as the type allows may overflow
         except Exception as error:  # anything that the user's forward may raise
             tolerance = max(tolerance, in_native_precision(model, error))
             exact, given, named = model, tuple(args), dict(kwargs)
             found = outputs(copy_model(exact), given, named)
-        check_comparable(found)
+            check_comparable(found)
         return cls(exact, given, named, found, tolerance)
 
     def error(self, other: nn.Module) -> float:

@@ -51,13 +51,14 @@ class Bench:
         self.model, self.inputs = copy_model(model).double().eval(), in_float64(given)
         try:
             own = self.run()
+            check_comparable(own)
         except Exception as error:  # anything that the user's forward may raise
             # To verify, sqrt(eps) is allowed; here that would also pass for two neighbours in a smooth table.
             self.tolerance = max(_TOLERANCE, in_native_precision(model, error) ** (4 / 3))
             self.model, self.inputs = copy_model(model).eval(), given
             self.notes.append("the model does not run in float64; it was compared in its own precision")
             own = self.run()
-        check_comparable(own)
+            check_comparable(own)
         if randomize:
             before = {name: tensor.clone() for name, tensor in tensors(self.model).items()}
             randomize_(self.model, generator)

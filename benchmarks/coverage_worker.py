@@ -26,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autoperm.copies import copy_model, forget_caches
 from autoperm.discover import infer
-from autoperm.equivalence import difference, in_float64, outputs
+from autoperm.equivalence import check_comparable, difference, in_float64, outputs
 from autoperm.errors import TraceError
 from autoperm.permutation import Permutation
 from autoperm.spec import Factor, PermutationSpec
@@ -108,8 +108,7 @@ class Judge:
         with _Narrow() as narrow:
             self.reference = self.compute(copy_model(self.model))
         self.narrow = narrow.seen or self.dtype != torch.float64
-        if not self.reference:
-            raise TraceError("the model returns no floating-point tensor, so there is nothing to compare")
+        check_comparable(self.reference)
 
     @classmethod
     def of(cls, model: nn.Module, inputs: Sequence[Any]) -> Judge:

@@ -369,3 +369,15 @@ def test_a_model_that_computes_in_float32_inside_is_judged_by_that() -> None:
     wrong = PermutationSpec.from_patterns({"up.weight": "h _", "down.weight": "_ h"}, net)
     with pytest.raises(EquivalenceError):
         wrong.verify(net, (x,), tolerance=1e-15)
+
+
+def test_a_model_that_overflows_in_float64_is_judged_in_its_own_precision() -> None:
+    class Overflows(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x * (float("inf") if x.dtype == torch.float64 else 1))
+
+    net = Overflows(nn.Linear(3, 8), nn.Sigmoid(), nn.LayerNorm(8, eps=0), nn.Linear(8, 2))
+    nn.init.ones_(net[0].weight)
+    spec = autoperm.discover(net, torch.ones(5, 3))
+    assert spec.verify(net, (torch.rand(5, 3),)) < 1e-4
+    assert autoperm.probe(net, spec, (torch.rand(5, 3),)).checked
