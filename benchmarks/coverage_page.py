@@ -119,7 +119,7 @@ def summary(ours: Sequence[Record], reference: Reference) -> str:
     alone = [record["soundness"]["alone"] for record in traced if "alone" in record["soundness"]]
     rows = [
         ["models", f"{len(ours)}"],
-        ["traced", f"{len(traced)} (" + ", ".join(f"{n} by {name}" for name, n in how.most_common()) + ")"],
+        ["traced", f"{len(traced)} (" + ", ".join(f"{n} {'exported' if name == 'export' else name}" for name, n in how.most_common()) + ")"],
         ["sound", f"{sound}" + (f", {narrow} of them to the float32 that they compute in inside" if narrow else "")],
         ["factors also checked alone", f"{sum(n for n, _ in alone)} of {sum(n for _, n in alone)}"],
         [
