@@ -114,12 +114,12 @@ def summary(ours: Sequence[Record], reference: Reference) -> str:
     known = [record for record in ours if key(record) in reference]
     sound = sum(map(is_sound, ours))
     narrow = sum(is_sound(record) and record["soundness"]["error"] > ROUNDING for record in ours)
-    how = Counter(record["traced"] for record in traced)
+    how = Counter("exported" if record["traced"] == "export" else record["traced"] for record in traced)
     probed = [record["probe"] for record in traced if record.get("probe") and "misses" in record["probe"]]
     alone = [record["soundness"]["alone"] for record in traced if "alone" in record["soundness"]]
     rows = [
         ["models", f"{len(ours)}"],
-        ["traced", f"{len(traced)} (" + ", ".join(f"{n} {'exported' if name == 'export' else name}" for name, n in how.most_common()) + ")"],
+        ["traced", f"{len(traced)} (" + ", ".join(f"{n} {name}" for name, n in how.most_common()) + ")"],
         ["sound", f"{sound}" + (f", {narrow} of them to the float32 that they compute in inside" if narrow else "")],
         ["factors also checked alone", f"{sum(n for n, _ in alone)} of {sum(n for _, n in alone)}"],
         [

@@ -167,7 +167,7 @@ def test_the_page_lists_what_is_not_as_it_should_be() -> None:
     assert "`slow`: timeout" in listed
     assert "`opaque`: not traced. `control flow c.py:3`" in listed
     assert "| sound | 2 |" in text
-    assert "| traced | 3 (3 by export) |" in text
+    assert "| traced | 3 (3 exported) |" in text
 
 
 def test_a_reference_is_of_the_first_suite_that_has_the_name() -> None:
