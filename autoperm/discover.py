@@ -148,6 +148,8 @@ class _Discovery:
                 self._apply(call)
             self.spreads.follow(rules.op_name(call.op), call, self.terms)
         self.call = None
+        for value, own in self.graph.written:  # the next run reads it there
+            self._keep_up(value, own)
         for value in self.graph.outputs:
             self._pin_value(value, Pin("model output"))
             meaning = self.positions(value)
@@ -156,6 +158,11 @@ class _Discovery:
         meanings = {value: meaning for value, meaning in self.meanings.items() if meaning is not None}
         tensors = Tensors(self.tensors, self.moved)
         return conclude(self.graph, tensors, self.terms, meanings, self.unknown, self.arranged).spec()
+
+    def _keep_up(self, value: Value, own: Value) -> None:
+        """What a model writes back to one of its tensors is permuted as that tensor is."""
+        self.forget(value, "they are kept")
+        broadcast([self.axes(value), self.axes(own)])
 
     def _pin_value(self, value: Value, why: Pin) -> None:
         for term in self.axes(value):

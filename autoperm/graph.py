@@ -81,6 +81,7 @@ class Graph:
         inputs: the model's inputs.
         outputs: the model's outputs, and whatever else must stay as it is.
         overlapping: names of tensors that share parts of a storage, so that none of them can be moved alone.
+        written: what the model writes back to its own tensors, each with the tensor.
         notes: what a user should know of how far the graph stands for the model: sentences.
     """
 
@@ -89,4 +90,5 @@ class Graph:
     inputs: list[Value]
     outputs: list[Value]
     overlapping: list[str] = field(default_factory=list[str])
+    written: list[tuple[Value, Value]] = field(default_factory=list[tuple[Value, Value]])
     notes: list[str] = field(default_factory=list[str])

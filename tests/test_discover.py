@@ -565,3 +565,31 @@ def test_what_is_cut_off_in_several_steps_is_not_used() -> None:
     assert spec.inference is not None
     assert list(spec.inference.reasons().values()).count("the traced path never uses this part") == 2
     assert spec.verify(Decay(), (torch.randn(2, 7, 3),)) < 1e-12
+
+
+class Rescales(nn.Module):
+    """A model that changes its own weights as it runs, as some recurrent language models do in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 8), nn.Linear(8, 2)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.up(x).tanh()
+        with torch.no_grad():
+            self.mean.mul_(0.5).add_(hidden.mean(0))
+            self.down.weight.div_(2)
+        return self.down(hidden - self.mean)
+
+
+def test_what_a_model_writes_back_to_its_own_tensors_moves_as_they_do() -> None:
+    net = Rescales().double()
+    x = torch.randn(5, 3, dtype=torch.float64)
+    spec = discover(net, x)
+    assert [factor.size for factor in spec.free] == [8]
+    carriers = {("up.weight", 0), ("up.bias", 0), ("down.weight", 1), ("mean", 0)}
+    assert set(spec.carriers[spec.free[0].name]) == carriers
+    moved = spec.random(0).apply(net)
+    for _ in range(3):  # what is kept is read by the next run
+        torch.testing.assert_close(moved(x), net(x))

@@ -51,9 +51,11 @@ def finish(
     inputs: list[Value],
     outputs: Sequence[Value],
     notes: Iterable[str] = (),
+    *,
+    written: Sequence[tuple[Value, Value]] = (),
 ) -> Graph:
     """Put a graph together of the calls that something comes of: what is used, what overlaps, what is random."""
-    for value in outputs:
+    for value in (*outputs, *(value for value, _ in written)):
         value.used = True
     live = []
     for call in reversed(calls):
@@ -67,7 +69,8 @@ def finish(
     tensors = {name: values[name] for name in order if values[name].kind in ("parameter", "buffer")}
     drawn = dict.fromkeys(f"{call.op}, {call.where}" for call in calls if draws_random_numbers(call))
     notes = [*notes, *([_random(list(drawn))] if drawn else [])]
-    return Graph(calls, tensors, inputs, list(outputs), _overlapping(model_tensors(model)), notes)
+    overlapping = _overlapping(model_tensors(model))
+    return Graph(calls, tensors, inputs, list(outputs), overlapping, list(written), notes)
 
 
 def _random(places: Sequence[str]) -> str:

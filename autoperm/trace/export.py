@@ -25,6 +25,7 @@ _FOLD_LIMIT = 1 << 22
 """Constants of more elements than this are not evaluated; their axes are pinned."""
 
 _NOISE = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range", "_set_grad_enabled")
+_WRITTEN_BACK = ("BUFFER_MUTATION", "PARAMETER_MUTATION")
 _SOURCE = re.compile(r'File "(?P<file>[^"]+)", line (?P<line>\d+), in [^\n]+\n\s*(?P<code>[^\n]*)')
 
 
@@ -49,6 +50,7 @@ def read(exported: ExportedProgram, model: nn.Module) -> Graph:
     specs = {spec.arg.name: spec for spec in exported.graph_signature.input_specs}
     calls: list[Call] = []
     outputs: list[Value] = []
+    written: list[tuple[Value, Value]] = []
     for node in exported.graph.nodes:
         if node.op == "placeholder":
             spec = specs[node.name]
@@ -66,7 +68,10 @@ def read(exported: ExportedProgram, model: nn.Module) -> Graph:
         elif node.op == "output":
             for spec, argument in zip(exported.graph_signature.output_specs, node.args[0], strict=True):
                 value = _resolve(argument, nodes)
-                if isinstance(value, Value) and spec.kind != OutputKind.LOSS_OUTPUT:
+                own = values.get(spec.target or "") if spec.kind.name in _WRITTEN_BACK else None
+                if isinstance(value, Value) and own is not None and own.kind != "constant":
+                    written.append((value, own))
+                elif isinstance(value, Value) and spec.kind != OutputKind.LOSS_OUTPUT:
                     outputs.append(value)
         elif node.op == "get_attr":
             nodes[node.name] = getattr(exported.graph_module, node.target, None)
@@ -77,7 +82,7 @@ def read(exported: ExportedProgram, model: nn.Module) -> Graph:
             nodes[node.name] = result
             if call is not None:
                 calls.append(call)
-    return finish(model, values, calls, inputs, outputs)
+    return finish(model, values, calls, inputs, outputs, written=written)
 
 
 def _value(node: torch.fx.Node, kind: str) -> Any:
