@@ -138,8 +138,8 @@ def test_structured_operations_stay_whole() -> None:
     )
 
 
-def test_a_buffer_that_the_model_writes_to_is_an_output() -> None:
-    """Its values after the call are part of what the model computes."""
+def test_what_a_model_writes_to_a_buffer_is_kept() -> None:
+    """The next run reads it there, so it moves as the buffer does."""
 
     class Counting(nn.Module):
         def __init__(self) -> None:
@@ -155,8 +155,10 @@ def test_a_buffer_that_the_model_writes_to_is_an_output() -> None:
     model = Counting().double().eval()
     graph = trace(model, floats(3, 6)())
     check_functional(graph)
-    assert len(graph.outputs) == 2
-    assert discover(model, floats(3, 6)()).free == ()
+    assert len(graph.outputs) == 1
+    ((_, own),) = graph.written
+    assert own is graph.tensors["mean"]
+    assert [factor.size for factor in discover(model, floats(3, 6)()).free] == [12]
 
 
 # --- where ---------------------------------------------------------------------------------------------------------
