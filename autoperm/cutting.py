@@ -41,9 +41,6 @@ def cut(term: Term, start: int, stop: int) -> tuple[Term, list[Handle]]:
 
     Returns:
         The piece, and the handles by which the other factors of the same tensor turn into their members.
-
-    Raises:
-        Misfit: if the range cuts through a product in no expressible way.
     """
     term = find(term)
     if start == 0 and stop == term.size:
@@ -74,6 +71,7 @@ def _cut_product(term: Term, start: int, stop: int) -> tuple[Term, list[Handle]]
         return product([piece, *(restrict(other, handles) for other in tail)]), handles
     index = start // row
     if index != (stop - 1) // row:
+        # The rows that are cut stand alone, those between them stay together: the product becomes a sum of both.
         cuts = {n for place in (start, stop) for n in (place // row, -(-place // row))}
         rows = itertools.pairwise(sorted({0, head.size, *cuts}))
         term.become(SUM, parts_of(total([cut(term, low * row, high * row)[0] for low, high in rows])))

@@ -3,7 +3,7 @@
 A family that lies behind a sum in its own axis is written by distributing the sum over it: three members of ``h`` and
 ``d`` over the parts of an axis of length 3 are ``((h d) + (h d) + (h e))``. A family that cannot be written so (its
 axis is another axis of the parameter) collapses: fewer symmetries, never a wrong one. One that stands right before the
-sum is written by turns, ``((h d) | (i e))``.
+sum is written by turns, ``((h d) | (i e))``; what takes turns may itself be written so, ``((a | b) | c)``.
 """
 
 from __future__ import annotations
