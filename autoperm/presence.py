@@ -8,7 +8,8 @@ units of stacked experts. All follow from one law:
     in which T is present.
 
 Every parameter, every activation and every tensor inside an operation counts. Where X stands twice in a tensor, "the
-position of X" says nothing, unless one of the two stands in T's own axis.
+position of X" says nothing, unless one of the two stands in T's own axis. An operation that may put T beside the other
+of the two (a view) has a tensor inside in which T stands alone.
 
 An axis may be there without being written. Slots that are sorted by unit of ``X`` (:mod:`autoperm.rules.positions`)
 belong each to one unit of ``X``, so ``X`` is present wherever they are; and a tensor whose values are positions along
