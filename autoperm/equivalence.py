@@ -15,7 +15,7 @@ from .errors import EquivalenceError, TraceError
 from .evaluate import device_of, evaluating
 from .permutation import Permutation
 from .spec import PermutationSpec
-from .structure import tensors_in
+from .structure import replace_tensors, tensors_in
 
 
 def arguments(inputs: Sequence[Any] | Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -44,13 +44,7 @@ def outputs(
 
 def in_float64(value: Any) -> Any:
     """Return floating-point tensors in float64, everything else as it is."""
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    if isinstance(value, Mapping):
-        return {key: in_float64(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(in_float64(item) for item in value)
-    return value
+    return replace_tensors(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def replace_tensors(value: Any, new: Callable[[Tensor], Any]) -> Any:
         return new(value)
     if isinstance(value, (list, tuple)):
         return type(value)(replace_tensors(item, new) for item in value)
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: replace_tensors(item, new) for key, item in value.items()}
     return value
 

@@ -60,13 +60,18 @@ class Inference:
         """The factors that have a name in the specification."""
         return _name_factors(list(self.trees.values()), self.over, False)
 
+    @cached_property
+    def all_factors(self) -> Mapping[Term, Factor]:
+        """Every factor with a name, the pinned ones too."""
+        return _name_factors(list(self.trees.values()), self.over, True)
+
     def spec(self, *, name_pinned: bool = False) -> PermutationSpec:
         """Write the patterns of the graph's tensors.
 
         Args:
             name_pinned: name every factor, the pinned ones too, so that it can be seen which axes are pinned together.
         """
-        factors = _name_factors(list(self.trees.values()), self.over, True) if name_pinned else self.factors
+        factors = self.all_factors if name_pinned else self.factors
         tensors = self.graph.tensors.items()
         first = {value: name for name, value in reversed(tensors)}
         return PermutationSpec(
@@ -82,8 +87,8 @@ class Inference:
 
     def reasons(self) -> dict[str, str]:
         """Say for each pinned factor of ``spec(name_pinned=True)`` why it is pinned."""
-        factors = _name_factors(list(self.trees.values()), self.over, True)
-        return {factor.name: describe_pin(leaf.pin) for leaf, factor in factors.items() if leaf.pin is not None}
+        pins = {factor.name: leaf.pin for leaf, factor in self.all_factors.items()}
+        return {name: describe_pin(why) for name, why in pins.items() if why is not None}
 
 
 @dataclass(frozen=True, eq=False)

@@ -135,6 +135,7 @@ def convolution(
     transposed: bool,
     output_padding: object,
     groups: int,
+    *_: object,
 ) -> str:
     """The one form that all convolutions have below the exporter's level."""
     if transposed:

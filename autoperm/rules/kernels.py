@@ -99,21 +99,6 @@ def _weight_norm_interface(v: Value, g: Value, dim: int = 0) -> str:
     return f"{row}, {row.partition(', ')[2].partition(' ->')[0]}"
 
 
-def _old_convolution(
-    input: Value,
-    weight: Value,
-    bias: Value | None,
-    stride: object,
-    padding: object,
-    dilation: object,
-    transposed: bool,
-    output_padding: object,
-    groups: int,
-    *_: object,
-) -> str:
-    return convolution(input, weight, bias, stride, padding, dilation, transposed, output_padding, groups)
-
-
 def _slow_conv(
     input: Value,
     weight: Value,
@@ -159,7 +144,7 @@ KERNELS: dict[str, Row] = {
     "aten._scaled_dot_product_flash_attention_for_cpu": _flash_attention,
     "aten._scaled_dot_product_attention_math": _attention_math,
     "aten._weight_norm_interface": _weight_norm_interface,
-    "aten._convolution": _old_convolution,
+    "aten._convolution": convolution,
     "aten.slow_conv3d": _slow_conv,
     "aten._fft_r2c": _fft,
     "aten._fft_c2r": _fft,

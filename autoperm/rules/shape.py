@@ -148,12 +148,7 @@ def _cut(ctx: Context, axes: Axes, dim: int, start: int, stop: int) -> Axes:
     """Cut a range out of one axis; every other factor turns into its member for that range."""
     if start >= stop:  # nothing is left, and nothing is said about the axes of nothing
         return [constant(0 if i == dim else axis.size) for i, axis in enumerate(axes)]
-    try:
-        piece, handles = cut(axes[dim], start, stop)
-    except Misfit:
-        ctx.pin([axes[dim]], "sliced across the rows of a product of axes", gap=True)
-        ctx.relate(axes[:dim] + axes[dim + 1 :])
-        piece, handles = factor(stop - start, misfit()), []
+    piece, handles = cut(axes[dim], start, stop)
     return [piece if i == dim else restrict(axis, handles) for i, axis in enumerate(axes)]
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..graph import Call, Graph, Value
+from ..rules import op_name
 
 _RANDOM_IF = {"dropout_p": 0, "p": 0, "dropout": 0, "train": False, "training": False, "is_training": False}
 """Arguments that say whether an operation that can draw random numbers does so, and when it does not."""
@@ -98,7 +99,7 @@ _DRAWN_BY_SHAPE = frozenset(
 
 def reads_what_it_draws_from(call: Call) -> bool:
     """Tell whether what is drawn depends on the values of operands."""
-    return str(call.op._schema.name).replace("::", ".") not in _DRAWN_BY_SHAPE  # type: ignore[attr-defined]
+    return op_name(call.op) not in _DRAWN_BY_SHAPE
 
 
 def draws_random_numbers(call: Call) -> bool:
