@@ -16,9 +16,10 @@ from .. import layout
 from ..errors import SpecError, WeightsError
 from ..layout import Cell
 from ..permutation import Permutation
-from ..spec import Factor, PermutationSpec
-from .assignment import Array, Indices, assign
+from ..spec import PermutationSpec
+from .assignment import Array
 from .blocks import Block
+from .nested import Nested
 
 Kernel = Literal["linear", "cosine"]
 
@@ -135,11 +136,11 @@ class Problem:
         Returns:
             By how much those cells' part of the objective rose.
         """
-        grams = self._grams(active, cells)
-        order = sorted(active, key=lambda name: -len(self.spec.factors[name].over))
-        before = sum(self._value(name, gram, active) for name, gram in grams.items())
+        nested = Nested(self.spec, active)
+        grams = self.grams(active, cells)
+        before = nested.value(grams, self.indices)
         scale = sum(float(np.abs(gram).max(initial=0.0)) for gram in grams.values())
-        best, found = self._solve(order, grams, active)
+        best, found = nested.solve(grams, self.indices)
         if not block.quadratic:
             gain = best - before
             if gain <= _ROUNDING * scale:
@@ -157,18 +158,12 @@ class Problem:
             return 0.0
         return gain
 
-    def _aligned(self, name: str, active: frozenset[str]) -> list[str]:
-        return [outer for outer in self.spec.factors[name].over if outer not in active]
-
-    def _path(self, name: str, active: frozenset[str]) -> list[str]:
-        return [*(outer for outer in self.spec.factors[name].over if outer in active), name]
-
-    def _grams(self, active: frozenset[str], cells: Sequence[Cell]) -> dict[str, Array]:
+    def grams(self, active: frozenset[str], cells: Sequence[Cell]) -> dict[str, Array]:
         """For each active factor, inner products of A's and B's units, summed over all cells where it is innermost.
 
-        Shape: what it varies over and stands still, then A's positions along the path from the root to the factor, then
-        B's positions along that path.
+        Their shape is that of :class:`~autoperm.matching.nested.Nested`.
         """
+        nested = Nested(self.spec, active)
         grams: dict[str, Array] = {}
         for cell in cells:
             here = [name for name in dict.fromkeys(cell.names) if name in active]
@@ -176,13 +171,14 @@ class Problem:
                 continue
             innermost = max(here, key=lambda name: len(self.spec.factors[name].over))
             for place in (dim for dim, name in enumerate(cell.names) if name == innermost):
-                gram = self.weights[cell.tensor] * self._cell_gram(cell, innermost, place, active)
+                gram = self.weights[cell.tensor] * self._cell_gram(cell, innermost, place, nested)
                 grams[innermost] = grams[innermost] + gram if innermost in grams else gram
         return grams
 
-    def _cell_gram(self, cell: Cell, name: str, place: int, active: frozenset[str]) -> Array:
-        path = [*(cell.dim(outer, place) for outer in self._path(name, active)[:-1]), place]
-        aligned = [cell.dim(outer, place) for outer in self._aligned(name, active)]
+    def _cell_gram(self, cell: Cell, name: str, place: int, nested: Nested) -> Array:
+        active = nested.active
+        path = [*(cell.dim(outer, place) for outer in nested.path(name)[:-1]), place]
+        aligned = [cell.dim(outer, place) for outer in nested.aligned(name)]
         still = [dim for dim in range(len(cell.names)) if dim not in path]
         # What varies over an active factor but stands still keeps its index array at each place of that factor.
         loose = [dim for dim in still if active & set(self._over(cell, dim)) and cell.names[dim] in self.indices]
@@ -227,62 +223,6 @@ class Problem:
 
         gram = unfold(a, rows) @ unfold(b, columns).transpose(1, 2)
         return gram.reshape(*batch, *rows, *columns).to("cpu", torch.float64).numpy()
-
-    def _value(self, name: str, gram: Array, active: frozenset[str]) -> float:
-        """The part of the objective that a Gram matrix stands for, at the indices as they are."""
-        aligned, path = self._aligned(name, active), self._path(name, active)
-        names = [*aligned, *path]
-        sizes = gram.shape[: len(names)]
-        grid = dict(zip(names, np.meshgrid(*map(np.arange, sizes), indexing="ij", sparse=True), strict=True))
-        sources = []
-        for step in path:
-            index = self.indices[step].numpy()
-            sources.append(index[(*(grid[outer] for outer in self.spec.factors[step].over), grid[step])])
-        return float(gram[(*grid.values(), *sources)].sum())
-
-    def _solve(
-        self, order: Sequence[str], grams: Mapping[str, Array], active: frozenset[str]
-    ) -> tuple[float, dict[str, Tensor]]:
-        """Nested assignment from the innermost factors out; then read the permutations from the root in."""
-        scores: dict[str, Array] = {}
-        for name, gram in grams.items():
-            scores[name] = _interleave(gram, len(self._aligned(name, active)), len(self._path(name, active)))
-        chosen: dict[str, Indices] = {}
-        best = 0.0
-        for name in order:
-            if name not in scores:
-                continue
-            chosen[name], values = assign(scores[name])
-            path = self._path(name, active)
-            if len(path) == 1:
-                best += float(values.sum())
-                continue
-            outer = path[-2]
-            keep = self._aligned(outer, active)
-            gone = tuple(i for i, other in enumerate(self._aligned(name, active)) if other not in keep)
-            values = values.sum(gone)
-            scores[outer] = scores[outer] + values if outer in scores else values
-        return best, self._read(chosen, active)
-
-    def _read(self, chosen: Mapping[str, Indices], active: frozenset[str]) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = {}
-        for name in sorted(chosen, key=lambda name: len(self.spec.factors[name].over)):
-            aligned, path = self._aligned(name, active), self._path(name, active)
-            factor: Factor = self.spec.factors[name]
-            sizes = [self.spec.factors[outer].size for outer in factor.over]
-            grid = dict(zip(factor.over, np.meshgrid(*map(np.arange, sizes), indexing="ij"), strict=True))
-            where: list[Indices] = [grid[outer] for outer in aligned]
-            for step in path[:-1]:
-                source = found[step].numpy() if step in found else self.indices[step].numpy()
-                where += [grid[step], source[(*(grid[o] for o in self.spec.factors[step].over), grid[step])]]
-            found[name] = torch.from_numpy(np.ascontiguousarray(chosen[name][tuple(where)] if where else chosen[name]))
-        return found
-
-
-def _interleave(gram: Array, aligned: int, path: int) -> Array:
-    """Put each of A's positions beside B's on the same level: ``(..., h, d, h', d')`` to ``(..., h, h', d, d')``."""
-    order = [*range(aligned), *(aligned + i + side * path for i in range(path) for side in (0, 1))]
-    return gram.transpose(order)
 
 
 def _work(tensor: Tensor) -> Tensor:
