@@ -18,6 +18,7 @@ class Match:
         converged: whether the last sweep changed nothing.
         alternating: names of blocks whose parts were solved in turns instead of at once, because two factors that
             vary over the block's root multiply each other in one parameter.
+        interrupted: whether it was interrupted; the permutation is the best until then.
     """
 
     permutation: Permutation
@@ -25,3 +26,4 @@ class Match:
     sweeps: int
     converged: bool
     alternating: tuple[str, ...] = ()
+    interrupted: bool = False
