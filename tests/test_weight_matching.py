@@ -1,25 +1,21 @@
-"""Weight matching, and the assignment it is made of."""
+"""Weight matching."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping
-from math import factorial
 
-import numpy as np
 import pytest
 import torch
 from conftest import Traced
 from hypothesis import given
 from hypothesis import strategies as st
 from networks import NETWORKS
-from scipy.optimize import linear_sum_assignment
 from strategies import elements, random_state, specs
 from torch import Tensor, nn
 
 from autoperm import Permutation, PermutationSpec, interpolate, weight_matching
 from autoperm.errors import AutopermError, SpecError, WeightsError
-from autoperm.matching.assignment import assign
 
 Trace = Callable[[str], Traced]
 State = Mapping[str, Tensor]
@@ -358,47 +354,3 @@ def test_both_swaps_are_found_in_any_order() -> None:
         moved = found.apply(b)
         middle = {name: (a[name] + moved[name]) / 2 for name in a}
         assert float(middle["2"] @ middle["1"] @ middle["0"]) == pytest.approx(1 + e / 2, abs=e**2)
-
-
-# --- assignment ---------------------------------------------------------------------------------------------------
-
-
-@given(st.integers(1, 6), st.lists(st.integers(1, 3), max_size=2), st.integers(0, 99))
-def test_an_assignment_is_the_best_one(n: int, batch: list[int], seed: int) -> None:
-    """Also a batch of small problems, which is solved by looking at every permutation."""
-    scores = np.random.default_rng(seed).normal(size=(*batch, n, n))
-    index, value = assign(scores)
-    assert index.shape == (*batch, n)
-    assert value.shape == tuple(batch)
-    for place in np.ndindex(*batch):
-        rows, columns = linear_sum_assignment(scores[place], maximize=True)
-        np.testing.assert_array_equal(index[place], columns)
-        np.testing.assert_allclose(value[place], scores[place][rows, columns].sum(), rtol=1e-12)
-
-
-@pytest.mark.parametrize("n", range(1, 6))
-def test_an_assignment_is_better_than_every_other(n: int) -> None:
-    scores = np.random.default_rng(n).normal(size=(2, n, n))
-    values = np.array([scores[:, range(n), order].sum(-1) for order in itertools.permutations(range(n))])
-    assert len(values) == factorial(n)
-    np.testing.assert_allclose(assign(scores)[1], values.max(0), rtol=1e-12)
-
-
-@pytest.mark.parametrize("n", [2, 4, 7])
-@pytest.mark.parametrize("batch", [(), (3,)])
-def test_equal_scores_give_the_same_assignment_again(n: int, batch: tuple[int, ...]) -> None:
-    scores = np.zeros((*batch, n, n))
-    scores[..., 0, :2] = 1.0
-    first = assign(scores)[0]
-    for _ in range(3):
-        np.testing.assert_array_equal(assign(scores.copy())[0], first)
-    np.testing.assert_array_equal(np.sort(first, -1), np.broadcast_to(np.arange(n), first.shape))
-
-
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("shape", [(3, 3), (5, 2, 2), (6, 6)])
-def test_scores_that_are_not_finite_are_refused(value: float, shape: tuple[int, ...]) -> None:
-    scores = np.zeros(shape)
-    scores[(0,) * len(shape)] = value
-    with pytest.raises(WeightsError, match="NaN or infinite"):
-        assign(scores)
