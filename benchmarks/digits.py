@@ -11,49 +11,15 @@ import argparse
 import copy
 import json
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from statistics import mean
-from typing import NamedTuple
 
 import torch
+from digits_models import SETUPS, Data, load, trained
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import autoperm
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from digits import Data, cnn, load, mlp, train
-
-
-class Setup(NamedTuple):
-    """A row of the table: a model, and how long it is trained."""
-
-    title: str
-    build: Callable[[], nn.Module]
-    epochs: int
-    renormalize: bool
-
-
-SETUPS = {
-    "mlp-256": Setup("MLP 3x256", partial(mlp, 256), 50, False),
-    "mlp-1024": Setup("MLP 3x1024", partial(mlp, 1024), 50, False),
-    "cnn-128": Setup("residual CNN 128/256, BatchNorm re-estimated", partial(cnn, 128), 12, True),
-}
-
-
-def trained(name: str, seed: int, data: Data, cache: Path) -> nn.Module:
-    """Load a model's weights, or train it and save them."""
-    setup = SETUPS[name]
-    model = setup.build()
-    file = cache / f"{name}-{setup.epochs}-{seed}.pt"
-    if file.exists():
-        model.load_state_dict(torch.load(file))
-        return model.eval()
-    train(model, seed, data, epochs=setup.epochs)
-    torch.save(model.state_dict(), file)
-    return model
 
 
 def naive(a: nn.Module, b: nn.Module, x: Tensor) -> nn.Module:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,18 +176,20 @@ def test_scores_whose_sum_overflows_are_finite() -> None:
 
 
 MEMORY = """
-import resource, sys
 import numpy as np
+from pathlib import Path
 from autoperm.matching.assignment import assign
-scores = np.random.default_rng(0).normal(size=(2048, 2048)).astype(np.float32)
+def peak():  # getrusage would count what the parent had when it started this process
+    return 1024 * int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+scores = np.random.default_rng(0).standard_normal((2048, 2048), dtype=np.float32)
 assign(scores[:600, :600])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak()
 assign(scores)
-unit = 1 if sys.platform == "darwin" else 1024
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * unit / scores.size)
+print((peak() - before) / scores.size)
 """
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="it is Linux that says how much memory was needed")
 def test_a_large_problem_takes_eight_bytes_a_score() -> None:
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 12
+    assert 6 < float(done.stdout) < 12

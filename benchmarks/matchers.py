@@ -1,0 +1,96 @@
+"""The matchers that the benchmarks measure: add a line to have one more.
+
+A matcher that this version of autoperm does not have is left out, with a message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from importlib import import_module
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from autoperm import Permutation, PermutationSpec
+from autoperm.errors import AutopermError
+from autoperm.evaluate import Loss
+from autoperm.matching import Match, Matcher, get_matcher
+
+
+class Data(NamedTuple):
+    """What a matcher may look at: batches of inputs and targets, and the loss."""
+
+    batches: Iterable[Any]
+    loss: Loss
+
+
+class MissingError(Exception):
+    """There is no such matcher here."""
+
+
+Make = Callable[[Data], Matcher]
+
+
+def naive(spec: PermutationSpec, params_a: Mapping[str, Tensor], params_b: Mapping[str, Tensor], /) -> Permutation:
+    """Leave model B as it is."""
+    return spec.identity()
+
+
+def named(name: str, **options: Any) -> Make:
+    """Take a matcher that ``align`` knows by its name."""
+
+    def make(data: Data) -> Matcher:
+        try:
+            return partial(get_matcher(name), **options)
+        except AutopermError as error:
+            raise MissingError(str(error)) from error
+
+    return make
+
+
+def algorithm_1(data: Data) -> Matcher:
+    """Descend as the paper does, on the inner product of all weights, from the identity."""
+    return lambda spec, a, b, /: partial(get_matcher("weight"), kernel="linear", start=spec.identity())(spec, a, b)
+
+
+def built(where: str, build: Callable[[Any, Data], Matcher]) -> Make:
+    """Build a matcher that is a class: ``where`` is its module in ``autoperm.matching``, a dot and its name."""
+    module, name = where.split(".")
+
+    def make(data: Data) -> Matcher:
+        try:
+            kind = getattr(import_module(f"autoperm.matching.{module}"), name)
+        except (ImportError, AttributeError) as error:
+            raise MissingError(str(error)) from error
+        return build(kind, data)
+
+    return make
+
+
+# Those that see the weights alone; then one that runs the models; then those that train.
+FREE: dict[str, Make] = {
+    "naive": lambda data: naive,
+    "greedy": named("greedy"),
+    "weight, Algorithm 1": algorithm_1,
+    "weight, linear": named("weight", kernel="linear"),
+    "weight": named("weight"),
+    "frank-wolfe": named("frank-wolfe"),
+    "annealing": named("annealing"),
+}
+ACTIVATIONS: dict[str, Make] = {
+    "activation": built("activation.ActivationMatching", lambda kind, data: kind(data.batches)),
+}
+TRAINED: dict[str, Make] = {
+    "sinkhorn": built("sinkhorn.Sinkhorn", lambda kind, data: kind(data.batches, data.loss)),
+    "straight-through": built("straight_through.StraightThrough", lambda kind, data: kind(data.batches, data.loss)),
+}
+
+
+def run(matcher: Matcher, spec: PermutationSpec, a: nn.Module, b: nn.Module) -> Permutation:
+    """Match two models."""
+    if hasattr(matcher, "bind"):
+        matcher = matcher.bind(a, b)
+    params = [dict(model.named_parameters(remove_duplicate=False)) for model in (a, b)]
+    found = matcher(spec, *({name: tensor.detach() for name, tensor in each.items()} for each in params))
+    return found.permutation if isinstance(found, Match) else found
