@@ -1,14 +1,19 @@
-"""Two sets of weights and the permutation between them: the objective, Gram matrices, and one exact step.
+"""Two sets of weights, B moving towards A: the objective, Gram matrices, and one exact step.
 
-:mod:`autoperm.matching.weight` says what is solved, and in which order.
+B is kept as it stands now, permuted by all that was found so far, and a step looks for what is still to be done: the
+identity means that nothing is. So Gram matrices need no gathering, and what a step does not move stays where it is.
+:mod:`autoperm.matching.weight` says what is maximised, and in which order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import prod
+from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,203 +31,274 @@ Kernel = Literal["linear", "cosine"]
 _VECTOR_SHARE = 1e-3
 """How much a tensor with one number for each unit counts beside a matrix, in the cosine kernel."""
 
-_ROUNDING = 1e-9
-"""A step must raise the objective by this much of its scale: less is rounding."""
+_SMALL = 1 << 14
+"""Cells with fewer elements are multiplied together, as one matrix: many small products cost more than a copy."""
+
+
+class _Unfolding(NamedTuple):
+    """How a cell becomes a batch of matrices: the order of its dimensions, and how many are batch and rows."""
+
+    factor: str
+    order: tuple[int, ...]
+    batch: tuple[int, ...]
+    rows: tuple[int, ...]
+
+    def __call__(self, view: Tensor) -> Tensor:
+        return view.permute(self.order).reshape(prod(self.batch), prod(self.rows), -1)
+
+
+@dataclass(frozen=True)
+class Task:
+    """The search for the best move of some factors, with all that it needs: another process can do it.
+
+    Attributes:
+        nested: the factors.
+        products: for a factor, matrices of A and B whose product is a part of its Gram matrix, and the part's weight.
+        shapes: of the Gram matrices.
+        identity: the index arrays that move nothing.
+        rounding: a gain must be more than this share of the objective: less may be rounding.
+    """
+
+    nested: Nested
+    products: Sequence[tuple[str, Tensor, Tensor, float]]
+    shapes: Mapping[str, tuple[int, ...]]
+    identity: Mapping[str, Tensor]
+    rounding: float
+
+    def grams(self) -> dict[str, Array]:
+        """For each factor, inner products of A's and B's units, summed over all cells where it is innermost.
+
+        Their shape is that of :class:`~autoperm.matching.nested.Nested`; B's units are numbered as they stand.
+        """
+        sums: dict[str, Tensor] = {}
+        small: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        for name, a, b, weight in self.products:
+            if a.numel() < _SMALL:
+                small[name].append((a * weight, b))
+            else:
+                _add_product(sums, name, a, b, weight)
+        for name, pairs in small.items():
+            a, b = (torch.cat(side, -1) if len(side) > 1 else side[0] for side in zip(*pairs, strict=True))
+            _add_product(sums, name, a, b, 1.0)
+        return {name: gram.reshape(self.shapes[name]).cpu().numpy() for name, gram in sums.items()}
+
+    def solve(self) -> tuple[float, dict[str, Tensor]]:
+        """Return what the best move would gain, and the move; 0 if it would gain no more than rounding."""
+        grams = self.grams()
+        before = self.nested.value(grams, self.identity)
+        best, found = self.nested.solve(grams, self.identity)
+        gain = best - before
+        return (gain, found) if gain > self.rounding * (abs(before) + abs(best)) else (0.0, {})
 
 
 class Problem:
-    """Two sets of weights, and the indices found so far."""
+    """Weights of A, weights of B as they stand, and how B came there.
+
+    Attributes:
+        cells: of all tensors that count.
+        weights: of each tensor in the objective.
+        a: A's tensors by name.
+        b: B's tensors by name, permuted by what was found so far. Half precision is worked on in float32.
+        indices: what was found so far: for each free factor, the index arrays of a :class:`~autoperm.Permutation`.
+        changed: for each tensor, the number of the last move that changed it.
+    """
 
     def __init__(
         self,
         spec: PermutationSpec,
         params_a: Mapping[str, Tensor],
         params_b: Mapping[str, Tensor],
-        kernel: Kernel,
-        start: Permutation,
+        kernel: Kernel = "cosine",
+        start: Permutation | None = None,
+        exclude: Sequence[str] = (),
     ) -> None:
         names = [n for n in spec.patterns if n in params_a and n not in spec.tied]
-        for name in names:
-            if name not in params_b or tuple(params_b[name].shape) != spec.shapes[name]:
-                shape = list(params_b[name].shape) if name in params_b else "missing"
-                raise SpecError(f"{name} is {list(spec.shapes[name])} in the specification and {shape} in model B")
-            if tuple(params_a[name].shape) != spec.shapes[name]:
-                shape = list(params_a[name].shape)
-                raise SpecError(f"{name} is {list(spec.shapes[name])} in the specification and {shape} in model A")
-            for which, params in (("A", params_a), ("B", params_b)):
-                if not bool(params[name].isfinite().all()):
-                    raise WeightsError(f"{name} of model {which} has NaN or infinite values; nothing was matched")
+        _check(spec, names, params_a, params_b)
+        for pattern in exclude:
+            if not any(fnmatchcase(name, pattern) for name in spec.patterns):
+                raise SpecError(f"no parameter is called {pattern!r}; the first are {list(spec.patterns)[:5]}")
+        names = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in exclude)]
         self.spec = spec
         self.a = {name: _work(params_a[name]) for name in names}
-        self.b = {name: _work(params_b[name]) for name in names}
+        self.b = {name: _work(params_b[name]).clone() for name in names}
         self.cells = [cell for name in names for cell in layout.cells(spec, name)]
         self.weights = {name: self._weight(name) if kernel == "cosine" else 1.0 for name in names}
+        self.changed = dict.fromkeys(names, 0)
+        self.moves = 0
         self.indices: dict[str, Tensor] = {}
         for factor in spec.free:
-            self.indices[factor.name] = start[factor.name].clone()
+            shape = [spec.factors[outer].size for outer in factor.over]
+            self.indices[factor.name] = torch.arange(factor.size).repeat(*shape, 1)
+        self._views = {
+            id(cell): (cell.view(self.a[cell.tensor]), cell.view(self.b[cell.tensor])) for cell in self.cells
+        }
+        self._carrying: dict[str, list[Cell]] = defaultdict(list)
+        for cell in self.cells:
+            for name in {name for name in cell.names if name in self.indices}:
+                self._carrying[name].append(cell)
+        self._unfoldings: dict[tuple[frozenset[str], int], list[_Unfolding]] = {}
+        self._identity = self.indices
+        self._rounding = 4 * max((torch.finfo(tensor.dtype).eps for tensor in self.a.values()), default=0.0)
+        if start is not None and not start.is_identity:
+            self.move({name: start[name] for name in start.indices})
 
     def _weight(self, name: str) -> float:
         norm = float(self.a[name].norm().double() * self.b[name].norm().double())
         share = 1.0 if sum(size > 1 for size in self.spec.shapes[name]) > 1 else _VECTOR_SHARE
         return share / norm if norm else 0.0
 
-    def objective(self) -> float:
-        """The weighted inner product of A and the permuted B."""
-        return sum(map(self._cell_objective, self.cells))
+    def objective(self, names: Iterable[str] | None = None) -> float:
+        """Return the weighted inner product of A and B as it stands, of all tensors or of some."""
+        return sum(self.weights[name] * self.inner(name) for name in (self.a if names is None else names))
 
-    def grow(self, blocks: Sequence[Block]) -> None:
-        """Solve the blocks one by one from the pinned axes inwards; keep that if it is better than the start."""
-        before, start = dict(self.indices), self.objective()
-        masses = [(cell, frozenset(cell.names), self._mass(cell)) for cell in self.cells]
-        inside = {
-            block.root: {factor.name for factor in self.spec.free if block.root in (factor.name, *factor.over)}
-            for block in blocks
-        }
-        unsettled = {name for names in inside.values() for name in names}
-        left = list(blocks)
-        while left:
-            found: list[tuple[float, list[Cell], Block]] = []
-            for block in left:
-                own = inside[block.root]
-                whole = [item for item in masses if own & item[1]]
-                known = [item for item in whole if not (unsettled - own) & item[1]]
-                share = sum(mass for _, _, mass in known) / max(sum(mass for _, _, mass in whole), 1e-300)
-                found.append((share, [cell for cell, _, _ in known], block))
-            _, known_cells, block = max(found, key=lambda item: item[0])
-            for active in block.rounds:
-                self.step(block, active, known_cells)
-            left.remove(block)
-            unsettled -= inside[block.root]
-        if self.objective() < start:
-            self.indices = before
+    def inner(self, name: str) -> float:
+        """Return the inner product of a tensor of A and of B as it stands."""
+        return float(torch.sum(self.a[name] * self.b[name], dtype=torch.float64))
 
-    def _mass(self, cell: Cell) -> float:
-        """What a cell could at most add to the objective."""
-        a, b = (cell.view(tensors[cell.tensor]) for tensors in (self.a, self.b))
+    def permutation(self) -> Permutation:
+        """Return what was found so far."""
+        return Permutation(self.spec, self.indices)
+
+    def reset(self, permutation: Permutation) -> None:
+        """Let B stand where a permutation of what it was at first takes it."""
+        self.move(permutation.compose(self.permutation().inverse()).indices)
+
+    def mass(self, cell: Cell) -> float:
+        """Return what a cell could at most add to the objective."""
+        a, b = self._views[id(cell)]
         return self.weights[cell.tensor] * float(a.norm().double() * b.norm().double())
 
-    def _cell_objective(self, cell: Cell) -> float:
-        a = cell.view(self.a[cell.tensor])
-        b = self._permuted(cell, self.b[cell.tensor], range(len(cell.names)))
-        return self.weights[cell.tensor] * float(torch.sum(a * b, dtype=torch.float64))
+    # --- moving
 
-    def _permuted(self, cell: Cell, tensor: Tensor, dims: Sequence[int]) -> Tensor:
-        """The view of a cell with some of its dimensions permuted."""
-        view = cell.view(tensor)
-        for dim in sorted(dims, key=lambda dim: len(self._over(cell, dim))):
-            name = cell.names[dim]
-            if name in self.indices:
-                view = self._gather(view, dim, self.indices[name], [cell.dim(n, dim) for n in self._over(cell, dim)])
+    def move(self, found: Mapping[str, Tensor]) -> None:
+        """Permute B as it stands, by index arrays of some factors."""
+        found = {name: index for name, index in found.items() if not torch.equal(index, self._identity[name])}
+        if not found:
+            return
+        self.moves += 1
+        cells = {id(cell): cell for name in found for cell in self._carrying[name]}
+        for key, cell in cells.items():
+            view = self._views[key][1]
+            view.copy_(self._gathered(view, cell.names, cell.axes, found))
+            self.changed[cell.tensor] = self.moves
+        indices = dict(self.indices)
+        for name, index in indices.items():
+            names = (*self.spec.factors[name].over, name)
+            if not found.keys().isdisjoint(names):
+                indices[name] = self._gathered(index, names, range(len(names)), found)
+        self.indices = indices
+
+    def _gathered(
+        self, view: Tensor, names: Sequence[str | None], axes: Sequence[int], found: Mapping[str, Tensor]
+    ) -> Tensor:
+        """Permute the dimensions of a view, what others vary over first: the rest is indexed by where it ends up."""
+        for dim in sorted(range(len(names)), key=lambda dim: len(self._over(names[dim]))):
+            name = names[dim]
+            if name is None or name not in found:
+                continue
+            index = found[name].to(view.device)
+            over = [_near(outer, names, axes, dim) for outer in self._over(name)]
+            if not over:
+                view = view.index_select(dim, index)
+                continue
+            front = view.movedim([*over, dim], list(range(len(over) + 1)))
+            places = torch.arange(index.numel() // index.shape[-1], device=index.device) * index.shape[-1]
+            flat = (index + places.reshape(*index.shape[:-1], 1)).flatten()
+            moved = front.flatten(0, len(over)).index_select(0, flat).reshape(front.shape)
+            view = moved.movedim(list(range(len(over) + 1)), [*over, dim])
         return view
 
-    def _over(self, cell: Cell, dim: int) -> tuple[str, ...]:
-        name = cell.names[dim]
+    def _over(self, name: str | None) -> tuple[str, ...]:
         return self.spec.factors[name].over if name is not None else ()
-
-    @staticmethod
-    def _gather(view: Tensor, dim: int, index: Tensor, over: Sequence[int]) -> Tensor:
-        index = index.to(view.device)
-        if not over:
-            return view.index_select(dim, index)
-        front = view.movedim([*over, dim], list(range(len(over) + 1)))
-        index = index.reshape(*index.shape, *[1] * (front.ndim - index.ndim)).expand(front.shape)
-        return front.gather(len(over), index).movedim(list(range(len(over) + 1)), [*over, dim])
 
     # --- one step
 
-    def step(self, block: Block, active: frozenset[str], cells: Sequence[Cell]) -> float:
-        """Solve some factors of a block for some cells, while the rest stands still.
+    def step(self, block: Block, active: frozenset[str], cells: Sequence[Cell] | None = None) -> float:
+        """Solve some factors of a block for some cells (all), while the rest stands still, and move B.
 
         Returns:
             By how much those cells' part of the objective rose.
         """
-        nested = Nested(self.spec, active)
-        grams = self.grams(active, cells)
-        before = nested.value(grams, self.indices)
-        scale = sum(float(np.abs(gram).max(initial=0.0)) for gram in grams.values())
-        best, found = nested.solve(grams, self.indices)
+        return self.take(block, *self.task(active, cells).solve())
+
+    def take(self, block: Block, gain: float, found: Mapping[str, Tensor]) -> float:
+        """Move B as a task of a block says, if that is a gain, and return the gain."""
+        if not gain:
+            return 0.0
         if not block.quadratic:
-            gain = best - before
-            if gain <= _ROUNDING * scale:
-                return 0.0
-            self.indices |= found
+            self.move(found)
             return gain
-        if all(torch.equal(index, self.indices[name]) for name, index in found.items()):
-            return 0.0
-        touched = [cell for cell in cells if active & set(cell.names)]
-        old, start = dict(self.indices), sum(map(self._cell_objective, touched))
-        self.indices |= found
-        gain = sum(map(self._cell_objective, touched)) - start
-        if gain <= _ROUNDING * scale:
-            self.indices = old
-            return 0.0
-        return gain
+        before, kept = self.objective(block.tensors), {name: self.b[name].clone() for name in block.tensors}
+        indices, changed = self.indices, dict(self.changed)
+        self.move(found)
+        gain = self.objective(block.tensors) - before
+        if gain > self._rounding * abs(before):
+            return gain
+        for name, tensor in kept.items():
+            self.b[name].copy_(tensor)
+        self.indices, self.changed = indices, changed
+        return 0.0
 
-    def grams(self, active: frozenset[str], cells: Sequence[Cell]) -> dict[str, Array]:
-        """For each active factor, inner products of A's and B's units, summed over all cells where it is innermost.
-
-        Their shape is that of :class:`~autoperm.matching.nested.Nested`.
-        """
-        nested = Nested(self.spec, active)
-        grams: dict[str, Array] = {}
+    def task(self, active: frozenset[str], cells: Sequence[Cell] | None = None) -> Task:
+        """Return the search for the best move of some factors, for some cells (all)."""
+        if cells is None:
+            cells = list({id(cell): cell for name in active for cell in self._carrying[name]}.values())
+        products, shapes = [], {}
         for cell in cells:
-            here = [name for name in dict.fromkeys(cell.names) if name in active]
-            if not here:
-                continue
-            innermost = max(here, key=lambda name: len(self.spec.factors[name].over))
-            for place in (dim for dim, name in enumerate(cell.names) if name == innermost):
-                gram = self.weights[cell.tensor] * self._cell_gram(cell, innermost, place, nested)
-                grams[innermost] = grams[innermost] + gram if innermost in grams else gram
-        return grams
+            for unfold in self._unfold(active, cell):
+                a, b = (unfold(view) for view in self._views[id(cell)])
+                products.append((unfold.factor, a, b, self.weights[cell.tensor]))
+                shapes[unfold.factor] = (*unfold.batch, *unfold.rows, *unfold.rows)
+        return Task(Nested(self.spec, active), products, shapes, self._identity, self._rounding)
 
-    def _cell_gram(self, cell: Cell, name: str, place: int, nested: Nested) -> Array:
-        active = nested.active
-        path = [*(cell.dim(outer, place) for outer in nested.path(name)[:-1]), place]
-        aligned = [cell.dim(outer, place) for outer in nested.aligned(name)]
-        still = [dim for dim in range(len(cell.names)) if dim not in path]
-        # What varies over an active factor but stands still keeps its index array at each place of that factor.
-        loose = [dim for dim in still if active & set(self._over(cell, dim)) and cell.names[dim] in self.indices]
-        a = cell.view(self.a[cell.tensor])
-        b = self._permuted(cell, self.b[cell.tensor], [dim for dim in still if dim not in loose])
-        if not loose:
-            return self._inner(a, b, aligned, path)
-        held = sorted({cell.dim(n, dim) for dim in loose for n in self._over(cell, dim) if n in active} & set(path))
-        sizes = [a.shape[dim] for dim in held]
-        slots = [len(aligned) + path.index(dim) for dim in held]
-        whole = np.zeros([a.shape[dim] for dim in (*aligned, *path, *path)])
-        for position in np.ndindex(*sizes):
-            chosen = a
-            for dim, i in zip(held, position, strict=True):
-                chosen = chosen.narrow(dim, i, 1)
-            at = dict(zip((cell.names[dim] for dim in held), position, strict=True))
-            moved = b
-            for dim in sorted(loose, key=lambda dim: len(self._over(cell, dim))):
-                index = self.indices[str(cell.names[dim])]
-                over: list[int] = []
-                for outer in self._over(cell, dim):
-                    if outer in at:
-                        index = index.select(len(over), at[outer])
-                    else:
-                        over.append(cell.dim(outer, dim))
-                moved = self._gather(moved, dim, index, over)
-            where = [slice(None)] * whole.ndim
-            for slot, i in zip(slots, position, strict=True):
-                where[slot] = slice(i, i + 1)
-            whole[tuple(where)] = self._inner(chosen, moved, aligned, path)
-        return whole
+    def _unfold(self, active: frozenset[str], cell: Cell) -> list[_Unfolding]:
+        """How a cell is unfolded for the innermost of some factors, once for each axis where that stands."""
+        key = (active, id(cell))
+        if key not in self._unfoldings:
+            self._unfoldings[key] = list(self._make_unfoldings(Nested(self.spec, active), cell))
+        return self._unfoldings[key]
 
-    @staticmethod
-    def _inner(a: Tensor, b: Tensor, aligned: Sequence[int], path: Sequence[int]) -> Array:
-        """Contract all but the aligned dimensions (one by one) and the path (every position with every other)."""
-        order = [*aligned, *path, *(dim for dim in range(a.ndim) if dim not in {*aligned, *path})]
-        batch = [a.shape[dim] for dim in aligned]
-        rows, columns = ([t.shape[dim] for dim in path] for t in (a, b))
+    def _make_unfoldings(self, nested: Nested, cell: Cell) -> Iterator[_Unfolding]:
+        here = [name for name in dict.fromkeys(cell.names) if name in nested.active]
+        if not here:
+            return
+        innermost = max(here, key=lambda name: len(self._over(name)))
+        shape = self._views[id(cell)][0].shape
+        for place in (dim for dim, name in enumerate(cell.names) if name == innermost):
+            aligned = [cell.dim(outer, place) for outer in nested.aligned(innermost)]
+            path = [*(cell.dim(outer, place) for outer in nested.path(innermost)[:-1]), place]
+            rest = [dim for dim in range(len(shape)) if dim not in {*aligned, *path}]
+            sizes = [tuple(shape[dim] for dim in dims) for dims in (aligned, path)]
+            yield _Unfolding(innermost, (*aligned, *path, *rest), *sizes)
 
-        def unfold(tensor: Tensor, sizes: list[int]) -> Tensor:
-            return tensor.permute(order).reshape(int(np.prod(batch)), int(np.prod(sizes)), -1)
 
-        gram = unfold(a, rows) @ unfold(b, columns).transpose(1, 2)
-        return gram.reshape(*batch, *rows, *columns).to("cpu", torch.float64).numpy()
+def _add_product(sums: dict[str, Tensor], name: str, a: Tensor, b: Tensor, weight: float) -> None:
+    """Add to a batch of Gram matrices, without another array of their size."""
+    if name in sums:
+        sums[name].baddbmm_(a, b.mT, alpha=weight)
+    else:
+        sums[name] = torch.baddbmm(a.new_zeros(()), a, b.mT, beta=0, alpha=weight)
+
+
+def _near(name: str, names: Sequence[str | None], axes: Sequence[int], near: int) -> int:
+    """Return the dimension of a factor; the one beside ``near``'s axis if there are several."""
+    found = [dim for dim, other in enumerate(names) if other == name]
+    return next((dim for dim in found if axes[dim] == axes[near]), found[0])
+
+
+def _check(
+    spec: PermutationSpec, names: Sequence[str], params_a: Mapping[str, Tensor], params_b: Mapping[str, Tensor]
+) -> None:
+    for name in names:
+        for which, params in (("A", params_a), ("B", params_b)):
+            shape = tuple(params[name].shape) if name in params else None
+            if shape != spec.shapes[name]:
+                is_now = "missing" if shape is None else list(shape)
+                raise SpecError(
+                    f"{name} is {list(spec.shapes[name])} in the specification and {is_now} in model {which}"
+                )
+            if not bool(params[name].isfinite().all()):
+                raise WeightsError(f"{name} of model {which} has NaN or infinite values; nothing was matched")
 
 
 def _work(tensor: Tensor) -> Tensor:

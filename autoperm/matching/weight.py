@@ -13,25 +13,29 @@ over every parameter axis that carries the factor. With dependents it is nested:
 the root, the best inner assignment says what it is worth to put j in the place of i; one outer assignment on those
 values then solves the whole block exactly.
 
-Two cases are not linear in a block, and are never allowed to lower the objective. Dependents of one root that multiply
-each other in one parameter (the channels into and out of a group of a grouped convolution) are solved in turns. And a
-factor on two axes of one parameter (recurrent weights) makes its block quadratic: the step is taken against the other
-axis as it stands, and kept only if the true objective rises.
+Three cases are not solved at once, and are never allowed to lower the objective. Dependents of one root that multiply
+each other in one parameter (the channels into and out of a group of a grouped convolution) are solved in turns. So are
+root and dependents whose joint Gram matrix would not fit into memory. And a factor on two axes of one parameter
+(recurrent weights) makes its block quadratic: the step is taken against the other axis as it stands, and kept only if
+the true objective rises.
 
 Descent from the identity listens to neighbours that are still wrong, and ends in poor optima. So the descent starts
 where it can know: units next to inputs, outputs and other pinned axes have weights that need no other permutation.
 Blocks are solved one by one from that boundary inwards, each from the tensors whose other factors are settled, those
 with the largest settled share first.
 
+A block is visited again only after one of its parameters has changed. Blocks that share no parameter can be solved at
+the same time: any ``concurrent.futures.Executor`` takes them, with the same result as one after the other.
+
 Reference: Ainsworth, Hayase, Srinivasa, *Git Re-Basin*, ICLR 2023, section 3.2 and Algorithm 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Literal, get_args
 
-import numpy as np
 from torch import Tensor
 from tqdm import tqdm
 
@@ -39,6 +43,8 @@ from ..errors import AutopermError
 from ..permutation import Permutation
 from ..spec import PermutationSpec
 from .blocks import find_blocks
+from .descent import Descent, Order
+from .grow import grow
 from .match import Match
 from .problem import Kernel, Problem
 
@@ -50,9 +56,14 @@ def weight_matching(
     /,
     *,
     kernel: Kernel = "cosine",
+    start: Permutation | Literal["boundary"] = "boundary",
+    order: Order = "random",
     seed: int = 0,
     max_sweeps: int = 100,
-    start: Permutation | Literal["boundary"] = "boundary",
+    tolerance: float = 0.0,
+    exclude: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    executor: Executor | None = None,
     progress: bool = False,
 ) -> Match:
     """Align B's weights with A's by coordinate descent.
@@ -62,18 +73,26 @@ def weight_matching(
         params_a: tensors of model A by name; those that the specification does not know are ignored.
         params_b: tensors of model B, of the same names and shapes.
         kernel: ``"linear"``, the inner product of all weights, or ``"cosine"``, which gives every tensor the same say.
-        seed: of the random order in which blocks are visited, new for each sweep.
-        max_sweeps: stop after so many, even if the last one still improved.
         start: the permutation to start from; ``"boundary"`` grows one from the pinned axes inwards. The paper starts
             from ``spec.identity()``.
+        order: in which a sweep visits the blocks: ``"random"``, new for each sweep; as their first parameters stand in
+            the model, ``"forward"`` or ``"backward"``; or those first that gained most when last visited (``"gain"``).
+        seed: of the random order.
+        max_sweeps: stop after so many, even if the last one still improved.
+        tolerance: stop after a sweep that raised the objective by less than this share of it.
+        exclude: parameters that have no say, by name or pattern (``"*.bias"``). They are permuted with the others.
+        keep: groups that stay as they start, by the names that the specification gives them.
+        executor: solves blocks that share no parameter at the same time. The result does not depend on it.
         progress: show a progress bar.
 
     Returns:
-        The permutation of B, with the history of the objective, which never falls.
+        The permutation of B, with the history of the objective, which never falls. An interruption (control-C) ends
+        the descent and returns what was found until then.
 
     Raises:
         SpecError: if names or shapes do not fit.
         WeightsError: if weights are NaN or infinite.
+        AutopermError: for an unknown kernel, order, group or parameter.
 
     Example:
         >>> from torch import nn
@@ -84,33 +103,42 @@ def weight_matching(
         >>> found.permutation.compose(planted) == spec.identity()
         True
     """
-    if kernel not in ("linear", "cosine"):
-        raise AutopermError(f"there is no kernel {kernel!r}; choose 'linear' or 'cosine'")
-    problem = Problem(spec, params_a, params_b, kernel, spec.identity() if start == "boundary" else start)
-    rng = np.random.default_rng(seed)
-    blocks = find_blocks(spec, problem.cells)
-    if start == "boundary":
-        problem.grow(blocks)
-    history = [problem.objective()]
-    converged = not blocks
+    for option, choice, choices in (("kernel", kernel, get_args(Kernel)), ("order", order, get_args(Order))):
+        if choice not in choices:
+            raise AutopermError(f"there is no {option} {choice!r}; choose {' or '.join(map(repr, choices))}")
+    unknown = set(keep) - {group.name for group in spec.groups}
+    if unknown:
+        raise AutopermError(f"keep names {sorted(unknown)}, but the groups are {[group.name for group in spec.groups]}")
+    problem = Problem(spec, params_a, params_b, kernel, None if start == "boundary" else start, exclude)
+    blocks = [block for block in find_blocks(spec, problem.cells) if block.root not in keep]
+    descent = Descent(problem, blocks, order, seed, executor)
+    interrupted = False
+    try:
+        if start == "boundary":
+            grow(problem, blocks)
+    except KeyboardInterrupt:
+        interrupted = True
+    before = problem.objective()
+    history = [before]
     sweeps = 0
-    bar = tqdm(total=max_sweeps * len(blocks), desc="weight matching", disable=not progress, leave=False)
-    while not converged and sweeps < max_sweeps:
-        sweeps += 1
-        converged = True
-        for number in rng.permutation(len(blocks)):
-            for active in blocks[number].rounds:
-                gain = problem.step(blocks[number], active, problem.cells)
-                if gain > 0:
-                    converged = False
+    with tqdm(total=max_sweeps, desc="weight matching", disable=not progress, leave=False) as bar:
+        try:
+            while not interrupted and descent.pending() and sweeps < max_sweeps:
+                sweeps += 1
+                for gain in descent.sweep():
                     history.append(history[-1] + gain)
-            bar.update()
-        bar.set_postfix(objective=f"{history[-1]:.6g}")
-    bar.close()
+                bar.update()
+                bar.set_postfix(objective=f"{history[-1]:.6g}")
+                if history[-1] - before < tolerance * abs(history[-1]):
+                    break
+                before = history[-1]
+        except KeyboardInterrupt:
+            interrupted = True
     return Match(
-        Permutation(spec, problem.indices),
+        problem.permutation(),
         tuple(history),
         sweeps,
-        converged,
+        not descent.pending() and not interrupted,
         tuple(block.root for block in blocks if len(block.rounds) > 1),
+        interrupted,
     )
