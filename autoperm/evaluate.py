@@ -99,9 +99,9 @@ class Evaluator:
         hits: int | None = 0
         with evaluating(model), torch.no_grad():
             for batch in self.loader:
-                inputs, target = _pair(to_device(batch, device))
+                inputs, target = pair(to_device(batch, device))
                 output = model(inputs)
-                samples = _samples(target)
+                samples = samples_in(target)
                 total += samples * _scalar(self.loss(output, target))
                 correct = _hits(output, target)
                 hits = None if hits is None or correct is None else hits + correct
@@ -203,7 +203,7 @@ def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
     return isinstance(value, Mapping)
 
 
-def _pair(batch: Any) -> tuple[Any, Any]:
+def pair(batch: Any) -> tuple[Any, Any]:
     if not is_sequence(batch) or len(batch) != 2:
         raise EvaluationError(
             f"the loader yielded a {type(batch).__name__}, not a pair (input, target); "
@@ -212,7 +212,7 @@ def _pair(batch: Any) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-def _samples(target: Any) -> int:
+def samples_in(target: Any) -> int:
     if not isinstance(target, Tensor) or target.ndim == 0:
         raise EvaluationError(
             f"the target is a {type(target).__name__}, but must be a tensor with samples along its first axis"

@@ -3,12 +3,16 @@ r"""Frank-Wolfe on soft permutations: all blocks move at once, then what was fou
 .. math:: \max_{P_1, \dots, P_N} \sum_{i < j} \sum_t w_{ij,t} \langle P_i(\theta_i)_t, P_j(\theta_j)_t \rangle
 
 where every factor's matrix ranges over the Birkhoff polytope, the doubly stochastic matrices. The first model stands
-still: permuting all models alike changes nothing, and a start that is uniform for all would be a saddle. With two
-models this is the objective of weight matching.
+still: permuting all models alike changes nothing, and a start that is uniform for all of them would be a saddle. With
+two models this is the objective of weight matching.
 
 One step: the gradient; the corner of the polytope that it points to, one assignment for each factor and position of
 what it varies over; then an exact line search. Along a segment the objective is a polynomial: each model's part of a
 cell has as degree the number of its factors that move.
+
+From the middle of the polytope a factor sees the average of its neighbours' units until those have made up their mind.
+The units next to pinned axes do so first, and the rest follows, softly. A corner is different: the gradient there is that
+of coordinate descent, and little escapes from it. So the start is the middle.
 
 References: Frank and Wolfe, *An algorithm for quadratic programming*, 1956; Vogelstein et al., *Fast Approximate
 Quadratic Programming for Graph Matching*, PLOS ONE 2015; Crisostomi et al., *C2M3: Cycle-Consistent Multi-Model
@@ -28,6 +32,7 @@ from tqdm import tqdm
 
 from .. import layout
 from ..errors import AutopermError
+from ..layout import Cell
 from ..permutation import Permutation
 from ..spec import PermutationSpec
 from .match import Match
@@ -59,23 +64,10 @@ class Relaxation:
         """A tensor of the dtype and on the device that soft permutations should have."""
         return next(iter(self.states[0].values()), torch.zeros(()))
 
-    def value(self, softs: Sequence[Soft]) -> Tensor:
-        """Return the objective, in float64."""
-        total = torch.zeros((), dtype=torch.float64, device=self.like.device)
-        for cell in self.cells:
-            if any(name in softs[0] for name in cell.names):
-                total = total + self._cell(cell, softs)
-        return total
-
-    def _cell(self, cell: layout.Cell, softs: Sequence[Soft]) -> Tensor:
-        fixed, *views = (cell.view(state[cell.tensor]) for state in self.states)
-        moved = [act(self.spec, soft, cell, view) for soft, view in zip(softs, views, strict=True)]
-        total = torch.zeros((), dtype=torch.float64, device=fixed.device)
-        seen = fixed
-        for tensor in moved:
-            total = total + torch.sum(seen * tensor, dtype=torch.float64)
-            seen = seen + tensor
-        return total
+    def value(self, softs: Sequence[Soft]) -> float:
+        """Return the objective."""
+        with torch.no_grad():
+            return sum(float(self._part(cell, softs)) for cell in self.cells)
 
     def gradient(self, softs: Sequence[Soft]) -> tuple[float, list[Soft]]:
         """Return the objective and its gradient, cell by cell: the graph of one cell is all that memory must hold."""
@@ -83,14 +75,24 @@ class Relaxation:
         value = 0.0
         with torch.enable_grad():
             for cell in self.cells:
-                if any(name in softs[0] for name in cell.names):
-                    part = self._cell(cell, leaves)
+                part = self._part(cell, leaves)
+                if part.requires_grad:
                     part.backward()  # type: ignore[no-untyped-call]
-                    value += float(part.detach())
+                value += float(part.detach())
+        zero = torch.zeros_like
         return value, [
-            {name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in soft.items()}
-            for soft in leaves
+            {n: zero(leaf) if leaf.grad is None else leaf.grad for n, leaf in soft.items()} for soft in leaves
         ]
+
+    def _part(self, cell: Cell, softs: Sequence[Soft]) -> Tensor:
+        """What a cell adds to the objective: each model against the sum of those before it."""
+        seen, *views = (cell.view(state[cell.tensor]) for state in self.states)
+        total = torch.zeros((), dtype=torch.float64, device=seen.device)
+        for soft, view in zip(softs, views, strict=True):
+            moved = act(self.spec, soft, cell, view)
+            total = total + torch.sum(seen * moved, dtype=torch.float64)
+            seen = seen + moved
+        return total
 
     def step(self, softs: Sequence[Soft]) -> tuple[float, float, list[Soft]]:
         """Take one step.
@@ -101,10 +103,7 @@ class Relaxation:
         """
         value, gradients = self.gradient(softs)
         corners = [soften(harden(self.spec, gradient), self.like) for gradient in gradients]
-        ways = [
-            {name: corner[name] - matrix for name, matrix in soft.items()}
-            for soft, corner in zip(softs, corners, strict=True)
-        ]
+        ways = [{name: corner[name] - soft[name] for name in soft} for soft, corner in zip(softs, corners, strict=True)]
         gap = sum(
             float(torch.sum(gradient[name] * way[name], dtype=torch.float64))
             for gradient, way in zip(gradients, ways, strict=True)
@@ -113,16 +112,15 @@ class Relaxation:
 
         def at(length: float) -> list[Soft]:
             return [
-                {name: torch.add(matrix, way[name], alpha=length) for name, matrix in soft.items()}
+                {name: torch.add(soft[name], way[name], alpha=length) for name in soft}
                 for soft, way in zip(softs, ways, strict=True)
             ]
 
         # The polynomial's value and slope at 0 are known, so it takes one evaluation less than its degree.
         nodes = [i / (self.degree - 1) for i in range(1, self.degree)]
-        with torch.no_grad():
-            values = [float(self.value(at(node))) for node in nodes]
+        values = [self.value(at(node)) for node in nodes]
         length = _maximise(value, gap, nodes, values)
-        return value, gap, list(corners) if length == 1 else at(length)
+        return value, gap, corners if length == 1 else at(length)
 
 
 def _maximise(value: float, slope: float, nodes: Sequence[float], values: Sequence[float]) -> float:
@@ -171,7 +169,7 @@ def frank_wolfe(
     *,
     kernel: Kernel = "cosine",
     seed: int = 0,
-    start: Start = "boundary",
+    start: Start = "uniform",
     restarts: int = 0,
     max_steps: int = 100,
     tolerance: float = 1e-6,
@@ -186,8 +184,9 @@ def frank_wolfe(
         params_b: tensors of model B, of the same names and shapes.
         kernel: ``"linear"``, the inner product of all weights, or ``"cosine"``, which gives every tensor the same say.
         seed: of the restarts, and of the order in which blocks are visited in the end.
-        start: a permutation; ``"boundary"``, the one that weight matching grows from the pinned axes inwards; or
-            ``"uniform"``, the middle of the polytope.
+        start: ``"uniform"``, the middle of the polytope; ``"boundary"``, the permutation that weight matching grows
+            from the pinned axes inwards; or a permutation. From a permutation, what coordinate descent alone makes of
+            it is the least that comes back; Frank-Wolfe often stays near it.
         restarts: how often to start again, from random places inside the polytope; the best is kept.
         max_steps: of Frank-Wolfe, from each start.
         tolerance: stop where an objective that were concave could rise by no more than this share, or where three steps
@@ -196,8 +195,8 @@ def frank_wolfe(
         progress: show a progress bar.
 
     Returns:
-        The permutation of B. The objective's history is that of permutations: of the start, if it is one, and of each
-        that was better. The sweeps are the steps and the sweeps that found the best.
+        The permutation of B. The objective's history is that of permutations, soft ones do not count: the start, for
+        ``"uniform"`` the identity, and each that was better. The sweeps are the steps and sweeps that found the best.
 
     Raises:
         SpecError: if names or shapes do not fit.
@@ -219,11 +218,12 @@ def frank_wolfe(
     def descend(start: Permutation | Literal["boundary"], sweeps: int) -> Match:
         return weight_matching(spec, params_a, params_b, kernel=kernel, seed=seed, start=start, max_sweeps=sweeps)
 
-    best = None if start == "uniform" else descend(start, max_sweeps)
-    history = [] if best is None else [*best.objective]
-    first = (
-        uniform(spec, relaxation.like) if start == "uniform" else soften(descend(start, 0).permutation, relaxation.like)
-    )
+    if start == "uniform":
+        best, first = descend(spec.identity(), 0), uniform(spec, relaxation.like)
+    else:
+        corner = descend(start, 0).permutation
+        best, first = descend(corner, max_sweeps), soften(corner, relaxation.like)
+    history = [*best.objective]
     generator = torch.Generator().manual_seed(seed)
     with tqdm(desc="Frank-Wolfe", disable=not progress, leave=False) as bar:
         for number in range(restarts + 1):
@@ -231,8 +231,8 @@ def frank_wolfe(
             ascent = ascend(relaxation, [soft], max_steps=max_steps, tolerance=tolerance, bar=bar)
             found = descend(harden(spec, ascent.softs[0]), 0 if ascent.interrupted else max_sweeps)
             interrupted = ascent.interrupted or found.interrupted
-            if best is None or found.objective[-1] > best.objective[-1]:
-                history += [value for value in found.objective if not history or value > history[-1]]
+            if found.objective[-1] >= best.objective[-1]:
+                history += [value for value in found.objective if value > history[-1]]
                 best = replace(
                     found, sweeps=ascent.steps + found.sweeps, converged=ascent.converged and found.converged
                 )

@@ -78,7 +78,7 @@ def act(spec: PermutationSpec, soft: Mapping[str, Tensor], cell: Cell, view: Ten
         rest = [other for other in range(view.ndim) if other not in over and other != dim]
         order = [*over, dim, *rest]
         front = view.permute(order)
-        mixed = soft[name].to(view.dtype) @ front.reshape(*front.shape[: len(over) + 1], -1)
+        mixed = soft[name].to(view) @ front.reshape(*front.shape[: len(over) + 1], -1)
         view = mixed.reshape(front.shape).permute(sorted(range(len(order)), key=order.__getitem__))
     return view
 
