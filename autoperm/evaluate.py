@@ -204,6 +204,15 @@ def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
 
 
 def pair(batch: Any) -> tuple[Any, Any]:
+    """Return the input and the target of a batch.
+
+    Raises:
+        EvaluationError: If the batch is anything but a pair.
+
+    Example:
+        >>> pair([1, 2])
+        (1, 2)
+    """
     if not is_sequence(batch) or len(batch) != 2:
         raise EvaluationError(
             f"the loader yielded a {type(batch).__name__}, not a pair (input, target); "
@@ -213,6 +222,15 @@ def pair(batch: Any) -> tuple[Any, Any]:
 
 
 def samples_in(target: Any) -> int:
+    """Return the number of samples that a target is for.
+
+    Raises:
+        EvaluationError: If it is no tensor with samples along its first axis.
+
+    Example:
+        >>> samples_in(torch.zeros(3, 2))
+        3
+    """
     if not isinstance(target, Tensor) or target.ndim == 0:
         raise EvaluationError(
             f"the target is a {type(target).__name__}, but must be a tensor with samples along its first axis"

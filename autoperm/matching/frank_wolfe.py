@@ -11,8 +11,8 @@ what it varies over; then an exact line search. Along a segment the objective is
 cell has as degree the number of its factors that move.
 
 From the middle of the polytope a factor sees the average of its neighbours' units until those have made up their mind.
-The units next to pinned axes do so first, and the rest follows, softly. A corner is different: the gradient there is that
-of coordinate descent, and little escapes from it. So the start is the middle.
+The units next to pinned axes do so first, and the rest follows, softly. At a corner the gradient is that of coordinate
+descent, and little escapes from it. So the start is the middle.
 
 References: Frank and Wolfe, *An algorithm for quadratic programming*, 1956; Vogelstein et al., *Fast Approximate
 Quadratic Programming for Graph Matching*, PLOS ONE 2015; Crisostomi et al., *C2M3: Cycle-Consistent Multi-Model
@@ -129,7 +129,9 @@ def _maximise(value: float, slope: float, nodes: Sequence[float], values: Sequen
     rest = [found - value - slope * node for node, found in zip(nodes, values, strict=True)]
     higher = np.linalg.solve(np.array(rows), np.array(rest)) if rows else np.zeros(0)
     polynomial = np.polynomial.Polynomial([value, slope, *higher])
-    still = [float(root.real) for root in np.atleast_1d(polynomial.deriv().roots()) if abs(root.imag) < 1e-9]
+    rate = polynomial.deriv()
+    # A leading coefficient that is only rounding would make roots beyond what a float holds.
+    still = [float(root.real) for root in rate.trim(1e-15 * abs(rate.coef).max()).roots() if abs(root.imag) < 1e-9]
     return max([0.0, 1.0, *(root for root in still if 0 < root < 1)], key=lambda place: float(polynomial(place)))
 
 

@@ -3,7 +3,8 @@ r"""Many models at once through a universe: cycle-consistent matching, C2M3.
 .. math:: \max_{P_1, \dots, P_N} \sum_{i < j} \sum_t w_{ij,t} \langle P_i(\theta_i)_t, P_j(\theta_j)_t \rangle
 
 Every model has one permutation into a common order, the universe. What takes model j to model i is then
-:math:`P_i^{-1} P_j`, and going round a cycle of models changes nothing. Matching each pair by itself does not give that.
+:math:`P_i^{-1} P_j`, and going round a cycle of models changes nothing. Matching each pair by itself does not give
+that.
 
 All permutations are found together by Frank-Wolfe (:mod:`autoperm.matching.frank_wolfe`), rounded, and polished: one
 model after the other is matched by coordinate descent to the sum of the others, as long as the objective rises.
@@ -26,7 +27,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..errors import AutopermError
+from ..errors import AutopermError, SpecError
 from ..permutation import Permutation
 from ..spec import PermutationSpec
 from ..state import check_finite
@@ -50,7 +51,7 @@ class Universe:
         start: ``"uniform"``, the middle of the polytope for all models but the first, or ``"boundary"``, the
             permutations that weight matching grows for each of them.
         max_steps: of Frank-Wolfe.
-        tolerance: stop where an objective that were concave could rise by no more than this share, or where two steps
+        tolerance: stop where an objective that were concave could rise by no more than this share, or where three steps
             raised it by less.
         max_sweeps: of the coordinate descent that follows the rounding, over the models and, for each, over its blocks.
         progress: show a progress bar.
@@ -84,7 +85,7 @@ class Universe:
 
         Returns:
             The permutations, the first of them the identity. The objective's history is that of permutations, soft ones
-            do not count: the start, for ``"uniform"`` all of them the identity, and each that was better. The sweeps are
+            do not count: the start, for ``"uniform"`` the identity for all, and each that was better. The sweeps are
             the steps and sweeps that found the best.
 
         Raises:
@@ -94,7 +95,17 @@ class Universe:
         """
         if len(states) < 2:
             raise AutopermError(f"there are {len(states)} models; matching needs at least 2")
+        if self.kernel not in ("linear", "cosine"):
+            raise AutopermError(f"there is no kernel {self.kernel!r}; choose 'linear' or 'cosine'")
+        if self.start not in ("uniform", "boundary"):
+            raise AutopermError(f"there is no start {self.start!r}; choose 'uniform' or 'boundary'")
         for number, state in enumerate(states):
+            for name in (name for name in spec.patterns if name in states[0]):
+                if name not in state or tuple(state[name].shape) != spec.shapes[name]:
+                    shape = list(state[name].shape) if name in state else "missing"
+                    raise SpecError(
+                        f"{name} is {list(spec.shapes[name])} in the specification and {shape} in model {number}"
+                    )
             check_finite({name: state[name] for name in spec.patterns if name in state}, f"model {number}")
         relaxation = Relaxation(spec, states, self.kernel)
         first = [spec.identity()] * (len(states) - 1)
