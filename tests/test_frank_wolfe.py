@@ -175,6 +175,8 @@ def test_faults_are_named(traced: Trace) -> None:
     a, b = random_state(spec, 0), random_state(spec, 1)
     with pytest.raises(AutopermError, match="no kernel 'cosin'; choose 'linear' or 'cosine'"):
         frank_wolfe(spec, a, b, kernel="cosin")
+    with pytest.raises(AutopermError, match="no start 'middle'; choose 'uniform', 'boundary' or a permutation"):
+        frank_wolfe(spec, a, b, start="middle")
     with pytest.raises(SpecError, match=r"2\.bias is \[10\] in the specification and \[11\] in model B"):
         frank_wolfe(spec, a, {**b, "2.bias": torch.zeros(11)})
     b["2.weight"][1, 2] = float("nan")

@@ -109,6 +109,12 @@ def test_a_specification_without_free_factors() -> None:
     assert match.converged
 
 
+def test_a_factor_that_no_given_tensor_carries_stays(traced: Trace) -> None:
+    spec = traced("mlp").spec
+    a, b = ({"6.bias": state["6.bias"]} for state in (random_state(spec), random_state(spec, 1)))
+    assert Sinkhorn()(spec, a, b).permutation.is_identity
+
+
 # --- the loss on the path -----------------------------------------------------------------------------------------
 
 

@@ -116,7 +116,7 @@ def test_faults_are_named(traced: Trace) -> None:
         Universe().match_many(spec, states[:1])
     with pytest.raises(AutopermError, match="no kernel 'cosin'; choose 'linear' or 'cosine'"):
         Universe(kernel="cosin").match_many(spec, states)
-    with pytest.raises(AutopermError, match="no start 'middle'; choose 'uniform' or 'boundary'"):
+    with pytest.raises(AutopermError, match="no start 'middle'; choose 'uniform', 'boundary' or a permutation"):
         Universe(start="middle").match_many(spec, states)
     with pytest.raises(SpecError, match=r"2\.bias is \[10\] in the specification and \[11\] in model 2"):
         Universe().match_many(spec, [*states[:2], {**states[2], "2.bias": torch.zeros(11)}])

@@ -16,7 +16,7 @@ descent, and little escapes from it. So the start is the middle.
 
 References: Frank and Wolfe, *An algorithm for quadratic programming*, 1956; Vogelstein et al., *Fast Approximate
 Quadratic Programming for Graph Matching*, PLOS ONE 2015; Crisostomi et al., *C2M3: Cycle-Consistent Multi-Model
-Merging*, NeurIPS 2024, Algorithm 1.
+Merging*, NeurIPS 2024.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ class Relaxation:
     """Weights of several models, scaled by a kernel, and the objective on soft permutations of all but the first."""
 
     def __init__(self, spec: PermutationSpec, states: Sequence[Mapping[str, Tensor]], kernel: Kernel) -> None:
+        if kernel not in ("linear", "cosine"):
+            raise AutopermError(f"there is no kernel {kernel!r}; choose 'linear' or 'cosine'")
         self.spec = spec
         self.states: list[dict[str, Tensor]] = []
         for state in states:
@@ -63,6 +65,19 @@ class Relaxation:
     def like(self) -> Tensor:
         """A tensor of the dtype and on the device that soft permutations should have."""
         return next(iter(self.states[0].values()), torch.zeros(()))
+
+    def corner(self, start: Start, number: int = 1) -> Permutation:
+        """Return the permutation of a model that a start stands for: where it begins, or what it must not fall below.
+
+        Raises:
+            AutopermError: for a start that there is not.
+        """
+        if start == "uniform":
+            return self.spec.identity()
+        if isinstance(start, str) and start != "boundary":
+            raise AutopermError(f"there is no start {start!r}; choose 'uniform', 'boundary' or a permutation")
+        first, state = self.states[0], self.states[number]  # scaled by the kernel already
+        return weight_matching(self.spec, first, state, kernel="linear", start=start, max_sweeps=0).permutation
 
     def value(self, softs: Sequence[Soft]) -> float:
         """Return the objective."""
@@ -213,18 +228,14 @@ def frank_wolfe(
         >>> found.permutation.compose(planted) == spec.identity()
         True
     """
-    if kernel not in ("linear", "cosine"):
-        raise AutopermError(f"there is no kernel {kernel!r}; choose 'linear' or 'cosine'")
     relaxation = Relaxation(spec, [params_a, params_b], kernel)
 
-    def descend(start: Permutation | Literal["boundary"], sweeps: int) -> Match:
+    def descend(start: Permutation, sweeps: int) -> Match:
         return weight_matching(spec, params_a, params_b, kernel=kernel, seed=seed, start=start, max_sweeps=sweeps)
 
-    if start == "uniform":
-        best, first = descend(spec.identity(), 0), uniform(spec, relaxation.like)
-    else:
-        corner = descend(start, 0).permutation
-        best, first = descend(corner, max_sweeps), soften(corner, relaxation.like)
+    corner = relaxation.corner(start)
+    best = descend(corner, 0 if start == "uniform" else max_sweeps)
+    first = uniform(spec, relaxation.like) if start == "uniform" else soften(corner, relaxation.like)
     history = [*best.objective]
     generator = torch.Generator().manual_seed(seed)
     with tqdm(desc="Frank-Wolfe", disable=not progress, leave=False) as bar:

@@ -14,13 +14,13 @@ pass the nearest permutation is read off by assignment, and the best one is kept
 The paper differentiates the normalisation implicitly; here its few iterations are unrolled, which gives the gradient of
 what was computed and costs memory in proportion to their number.
 
-Reference: Peña, Medeiros, Dubail, Aminbeidokhti, Granger, Pedersoli, *Re-basin via implicit Sinkhorn differentiation*,
-CVPR 2023, equations 5 to 9.
+Reference: Guerrero Peña, Medeiros, Dubail, Aminbeidokhti, Granger, Pedersoli, *Re-basin via implicit Sinkhorn
+differentiation*, CVPR 2023, arXiv 2212.12042.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, replace
 from math import isfinite, log
 from typing import Any, Literal
@@ -40,8 +40,7 @@ from ..spec import PermutationSpec
 from .frank_wolfe import Relaxation
 from .match import Match
 from .problem import Kernel
-from .soft import Soft, act, harden, soft_apply, soften, uniform
-from .weight import weight_matching
+from .soft import Soft, act, harden, soft_apply, soften
 
 Objective = Literal["l2", "midpoint", "random"]
 Optimizer = Callable[..., torch.optim.Optimizer]
@@ -83,7 +82,7 @@ class Sinkhorn:
         start: ``"boundary"``, the permutation that weight matching grows from the pinned axes inwards; ``"uniform"``,
             the middle of the polytope; or a permutation.
         kernel: scales of the tensors for ``"l2"``, and of weight matching's for the start.
-        seed: of the random places on the path.
+        seed: of the random places on the path; the order of the batches is that of the data.
         optimizer: makes the optimizer of the latent numbers; called with a list of them and ``lr``.
         progress: show a progress bar.
         model: the network to run; :meth:`bind` sets it.
@@ -149,12 +148,8 @@ class Sinkhorn:
         """
         relaxation = Relaxation(spec, [params_a, params_b], self.kernel)
         task = self._task(spec, params_a, params_b, relaxation)
-        start = spec.identity()
-        if self.start != "uniform":
-            grown = weight_matching(spec, params_a, params_b, kernel=self.kernel, start=self.start, max_sweeps=0)
-            start = grown.permutation
-        latents = self._latents(start, relaxation.like)
-        best = last = start
+        best = last = relaxation.corner(self.start)
+        latents = self._latents(best, relaxation)
         history = [task.judge(best)]
         if not latents:
             return Match(best, tuple(history), 0, converged=True)
@@ -165,7 +160,7 @@ class Sinkhorn:
                 loss, judge = task.step(self._soft(latents))
                 if not bool(loss.isfinite()):
                     raise EvaluationError(
-                        f"the loss in step {step} is {float(loss.detach())}; check the data, lower rate, or raise temperature"
+                        f"the loss in step {step} is {float(loss.detach())}; check the data, or lower the rate"
                     )
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -193,14 +188,15 @@ class Sinkhorn:
         generator = torch.Generator().manual_seed(self.seed) if self.objective == "random" else None
         return _PathLoss(spec, self.model, params_a, params_b, self.data, self.loss, generator)
 
-    def _latents(self, start: Permutation, like: Tensor) -> dict[str, Tensor]:
+    def _latents(self, start: Permutation, relaxation: Relaxation) -> dict[str, Tensor]:
         """Latent numbers of the start; a permutation has half of the mass, and the rest is spread evenly."""
-        if self.start == "uniform":
-            latents = {name: torch.zeros_like(matrix) for name, matrix in uniform(start.spec, like).items()}
-        else:
-            corner = soften(start, like)
-            latents = {n: self.temperature * log(max(matrix.shape[-1], 1)) * matrix for n, matrix in corner.items()}
-        return {name: latent.requires_grad_() for name, latent in latents.items()}
+        carried = {name for cell in relaxation.cells for name in cell.names}
+        latents = {}
+        for name, matrix in soften(start, relaxation.like).items():
+            if name in carried:
+                height = 0.0 if self.start == "uniform" else self.temperature * log(max(matrix.shape[-1], 1))
+                latents[name] = (height * matrix).requires_grad_()
+        return latents
 
     def _soft(self, latents: Mapping[str, Tensor]) -> Soft:
         return {name: normalize(latent / self.temperature, self.iterations) for name, latent in latents.items()}
@@ -241,21 +237,13 @@ class _PathLoss:
     ) -> None:
         self._spec, self._model, self._data, self._loss, self._generator = spec, model, data, loss, generator
         self._a, self._b = ({n: tensor.detach() for n, tensor in params.items()} for params in (params_a, params_b))
-        self._batches = iter(data)
-        self._next = next(self._batches, None)
-        if self._next is None:
-            raise EvaluationError("the loader yielded no batches, so there is nothing to match on")
+        self._batches = _passes(data)
 
     def step(self, soft: Soft) -> tuple[Tensor, bool]:
         """Return the loss on the next batch, and whether that was the last one of a pass."""
+        batch, last = next(self._batches)
         lam = 0.5 if self._generator is None else float(torch.rand((), generator=self._generator))
-        loss = self._at(soft_apply(self._spec, soft, self._b), lam, self._next)
-        self._next = next(self._batches, None)
-        ended = self._next is None
-        if ended:
-            self._batches = iter(self._data)
-            self._next = next(self._batches)
-        return loss, ended
+        return self._at(soft_apply(self._spec, soft, self._b), lam, batch), last
 
     def judge(self, permutation: Permutation) -> float:
         """Return minus the mean loss per sample at the midpoint."""
@@ -266,6 +254,8 @@ class _PathLoss:
                 samples = samples_in(pair(batch)[1])
                 total += samples * float(self._at(moved, 0.5, batch))
                 count += samples
+        if not count:
+            raise EvaluationError(_EMPTY)
         if not isfinite(total):
             raise EvaluationError(f"the loss of the network half-way between the models is {total}; check the data")
         return -total / count
@@ -281,3 +271,19 @@ class _PathLoss:
                 f"the loss has {what}, but must be a tensor with one element, the mean over the batch"
             )
         return loss.reshape(())
+
+
+_EMPTY = "the loader yielded no batches, so there is nothing to match on"
+
+
+def _passes(data: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
+    """Yield the batches over and over, and whether each is the last of a pass."""
+    while True:
+        waiting: list[Any] = []
+        for batch in data:
+            if waiting:
+                yield waiting.pop(), False
+            waiting.append(batch)
+        if not waiting:
+            raise EvaluationError(_EMPTY)
+        yield waiting.pop(), True

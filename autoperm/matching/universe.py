@@ -13,7 +13,7 @@ Permuting all models alike changes nothing, so the universe's own order is free.
 identity.
 
 Reference: Crisostomi, Fumero, Baieri, Bernard, Rodolà, *C2M3: Cycle-Consistent Multi-Model Merging*, NeurIPS 2024,
-section 3.2 and Algorithm 1.
+arXiv 2405.17897.
 """
 
 from __future__ import annotations
@@ -95,10 +95,6 @@ class Universe:
         """
         if len(states) < 2:
             raise AutopermError(f"there are {len(states)} models; matching needs at least 2")
-        if self.kernel not in ("linear", "cosine"):
-            raise AutopermError(f"there is no kernel {self.kernel!r}; choose 'linear' or 'cosine'")
-        if self.start not in ("uniform", "boundary"):
-            raise AutopermError(f"there is no start {self.start!r}; choose 'uniform' or 'boundary'")
         for number, state in enumerate(states):
             for name in (name for name in spec.patterns if name in states[0]):
                 if name not in state or tuple(state[name].shape) != spec.shapes[name]:
@@ -108,16 +104,13 @@ class Universe:
                     )
             check_finite({name: state[name] for name in spec.patterns if name in state}, f"model {number}")
         relaxation = Relaxation(spec, states, self.kernel)
-        first = [spec.identity()] * (len(states) - 1)
-        softs = [uniform(spec, relaxation.like) for _ in first]
-        if self.start == "boundary":
-            first = [
-                weight_matching(spec, states[0], state, kernel=self.kernel, start="boundary", max_sweeps=0).permutation
-                for state in states[1:]
-            ]
+        first = [relaxation.corner(self.start, number) for number in range(1, len(states))]
+        if self.start == "uniform":
+            softs = [uniform(spec, relaxation.like) for _ in first]
+        else:
             softs = [soften(permutation, relaxation.like) for permutation in first]
         with tqdm(desc="universe", disable=not self.progress, leave=False) as bar:
-            before = self._descend(relaxation, first, self.max_sweeps if self.start == "boundary" else 0, bar)
+            before = self._descend(relaxation, first, 0 if self.start == "uniform" else self.max_sweeps, bar)
             ascent = ascend(relaxation, softs, max_steps=self.max_steps, tolerance=self.tolerance, bar=bar)
             rounded = [harden(spec, soft) for soft in ascent.softs]
             after = self._descend(relaxation, rounded, 0 if ascent.interrupted else self.max_sweeps, bar)
