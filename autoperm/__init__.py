@@ -15,6 +15,8 @@ from . import errors as errors
 from . import plot as plot
 from .align import Alignment as Alignment
 from .align import align as align
+from .align_many import ManyAlignment as ManyAlignment
+from .align_many import align_many as align_many
 from .discover import discover as discover
 from .errors import AutopermError as AutopermError
 from .evaluate import Evaluator as Evaluator
@@ -22,8 +24,18 @@ from .explain import Explanation as Explanation
 from .inputs import find_inputs as find_inputs
 from .interpolate import Curve as Curve
 from .interpolate import interpolate as interpolate
+from .matching import ManyMatch as ManyMatch
+from .matching import ManyMatcher as ManyMatcher
 from .matching import Match as Match
 from .matching import Matcher as Matcher
+from .matching import MergeMany as MergeMany
+from .matching import ModelMatcher as ModelMatcher
+from .matching import SimulatedAnnealing as SimulatedAnnealing
+from .matching import StraightThrough as StraightThrough
+from .matching import ToReference as ToReference
+from .matching import exhaustive_matching as exhaustive_matching
+from .matching import greedy_matching as greedy_matching
+from .matching import identity_matching as identity_matching
 from .matching import weight_matching as weight_matching
 from .merge import lerp as lerp
 from .permutation import Permutation as Permutation

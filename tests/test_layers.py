@@ -22,9 +22,9 @@ LAYERS: list[set[str]] = [
     {"permutation", "plot", "trace"},
     {"inputs"},
     {"equivalence", "matching", "write"},
-    {"discover", "perturb"},
+    {"discover", "perturb", "matchers"},
     {"align", "explain", "probe"},
-    {"testing"},
+    {"align_many", "testing"},
     {"__init__"},
 ]
 

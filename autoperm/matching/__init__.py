@@ -1,43 +1,32 @@
-"""Find the permutation of model B that brings it closest to model A."""
+"""Find the permutation of model B that brings it closest to model A, and those of many models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Protocol
-
-from torch import Tensor
-
-from ..errors import AutopermError
-from ..permutation import Permutation
-from ..spec import PermutationSpec
-from .match import Match
+from .annealing import SimulatedAnnealing
+from .baselines import greedy_matching, identity_matching
+from .exhaustive import exhaustive_matching
+from .match import ManyMatch, Match
+from .matcher import ManyMatcher, ManyModelMatcher, Matcher, ModelMatcher
+from .merge_many import MergeMany
+from .path import Loss
+from .reference import ToReference
+from .straight_through import StraightThrough
 from .weight import weight_matching
 
-__all__ = ["Match", "Matcher", "get_matcher", "weight_matching"]
-
-
-class Matcher(Protocol):
-    """Anything that finds a permutation of B's parameters that aligns them with A's."""
-
-    def __call__(
-        self, spec: PermutationSpec, params_a: Mapping[str, Tensor], params_b: Mapping[str, Tensor], /
-    ) -> Permutation | Match:
-        """Return the permutation, or a :class:`Match` that also says how it was found."""
-        ...
-
-
-_MATCHERS: dict[str, Callable[..., Permutation | Match]] = {"weight": weight_matching}
-
-
-def get_matcher(matcher: str | Matcher, *, progress: bool = False) -> Matcher:
-    """Return a matcher for its name, with or without a progress bar; a callable is returned as it is.
-
-    Raises:
-        AutopermError: for a name that no matcher has; the message lists those there are.
-    """
-    if not isinstance(matcher, str):
-        return matcher
-    if matcher not in _MATCHERS:
-        raise AutopermError(f"no matcher is called {matcher!r}; there are {', '.join(map(repr, _MATCHERS))}")
-    return partial(_MATCHERS[matcher], progress=progress)
+__all__ = [
+    "Loss",
+    "ManyMatch",
+    "ManyMatcher",
+    "ManyModelMatcher",
+    "Match",
+    "Matcher",
+    "MergeMany",
+    "ModelMatcher",
+    "SimulatedAnnealing",
+    "StraightThrough",
+    "ToReference",
+    "exhaustive_matching",
+    "greedy_matching",
+    "identity_matching",
+    "weight_matching",
+]
