@@ -83,7 +83,7 @@ class Path:
                 total += samples * float(self.loss(batch))
                 count += samples
         if not abs(total) < float("inf"):
-            raise EvaluationError(f"the loss on the path is {total}; check the data, or lower the learning rate")
+            raise EvaluationError(f"the mean loss is {total / count} between the models; check the data, and the loss")
         return total / count
 
 

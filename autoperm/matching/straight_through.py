@@ -115,7 +115,8 @@ class StraightThrough:
         /,
     ) -> Match:
         path = Path(models, (params_a, params_b), self.loss)
-        free = _FreeWeights(path, params_a, self.optimizer)
+        # B's end moves the midpoint half as far.
+        free = _FreeWeights(path, params_a, self.optimizer, share=0.5 if self.at == "b" else 1.0)
         start = weight_matching(spec, params_a, params_b, kernel=self.kernel, seed=self.seed)
         best = permutation = judged = start.permutation
         losses: list[float] = []
@@ -176,8 +177,9 @@ class StraightThrough:
 class _FreeWeights:
     """What the optimizer moves, by the gradient at the midpoint."""
 
-    def __init__(self, path: Path, params_a: Mapping[str, Tensor], optimizer: Optimizer) -> None:
+    def __init__(self, path: Path, params_a: Mapping[str, Tensor], optimizer: Optimizer, share: float) -> None:
         self._path = path
+        self._share = share
         self._params_a = params_a
         first: dict[Tensor, str] = {}
         for name, parameter in path.model.named_parameters(remove_duplicate=False):
@@ -199,11 +201,12 @@ class _FreeWeights:
         loss = self._path.loss(batch)
         if not bool(loss.isfinite()):
             raise EvaluationError(
-                f"the loss at the midpoint is {float(loss)} in step {number}; check that batch, and the loss"
+                f"the loss at the midpoint is {loss.item()} in step {number}; check that batch, and the loss"
             )
         torch.autograd.backward(loss)
         for name, point in self._points.items():
-            self._weights[name].grad = None if point.grad is None else point.grad.to(self._weights[name].dtype)
+            gradient = None if point.grad is None else self._share * point.grad.to(self._weights[name].dtype)
+            self._weights[name].grad = gradient
         self._optimizer.step()
 
     def weights(self) -> dict[str, Tensor]:
