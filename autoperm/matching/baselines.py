@@ -76,8 +76,7 @@ def greedy_matching(
     blocks = find_blocks(spec, problem.cells)
     layers: list[list[str]] = []
     for name in dict.fromkeys(cell.tensor for cell in problem.cells):
-        is_vector = sum(size > 1 for size in spec.shapes[name]) <= 1
-        if is_vector and layers:
+        if len(spec.shapes[name]) == 1 and layers:
             layers[-1].append(name)
         else:
             layers.append([name])
