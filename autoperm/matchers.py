@@ -86,7 +86,7 @@ def get_matcher(
     _check_unused(data, loss)
     if not callable(matcher) and not isinstance(matcher, ModelMatcher):
         raise MatcherError(
-            f"a {type(matcher).__name__} is no matcher: it must be a name ({_quoted(_MATCHERS)}) or a callable "
+            f"a {type(matcher).__name__} object is no matcher: it must be a name ({_quoted(_MATCHERS)}) or a callable "
             "(spec, params_a, params_b) -> Permutation"
         )
     return matcher

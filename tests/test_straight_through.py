@@ -86,9 +86,7 @@ VARIANTS = list(itertools.product(["midpoint", "b"], ["inner", "l2"]))
 
 @pytest.mark.parametrize(("at", "projection"), VARIANTS)
 @pytest.mark.parametrize("build", [mlp, batch_norm])
-def test_every_variant_lowers_the_loss_in_the_middle(
-    build: Callable[[], nn.Module], at: Any, projection: Any
-) -> None:
+def test_every_variant_lowers_the_loss_in_the_middle(build: Callable[[], nn.Module], at: Any, projection: Any) -> None:
     a, b = two(build)
     data = teacher(a)
     spec = discover(a, data[0][0])

@@ -129,7 +129,7 @@ class MergeMany:
         except KeyboardInterrupt:
             interrupted = True
         bar.close()
-        return ManyMatch(tuple(models.permutations), tuple(history), sweeps, converged, interrupted)
+        return ManyMatch(tuple(models.permutations), tuple(history), sweeps, converged and not interrupted, interrupted)
 
     def _grow(self, models: _Models, order: list[int]) -> None:
         """Match each model with the mean of those before it."""
