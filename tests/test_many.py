@@ -25,8 +25,8 @@ from autoperm import (
     MergeMany,
     Permutation,
     PermutationSpec,
-    StraightThrough,
     SimulatedAnnealing,
+    StraightThrough,
     ToReference,
     align,
     align_many,
@@ -223,11 +223,11 @@ def test_faults_of_merge_many() -> None:
         MergeMany().match_many(LAYERS, [*states[:2], {**states[2], "w": torch.full((6, 7), torch.nan).double()}])
     with pytest.raises(ArchitectureError, match="w: shape"):
         MergeMany().match_many(LAYERS, [*states, {**states[0], "w": torch.zeros(6, 8)}])
+
+    def nothing(*args: Any, **options: Any) -> Any:
+        return None
+
     with pytest.raises(MatcherError, match="matcher 'nothing' returned a NoneType"):
-
-        def nothing(*args: Any, **options: Any) -> Any:
-            return None
-
         MergeMany(nothing).match_many(LAYERS, states)
 
 
@@ -324,7 +324,7 @@ def test_names_with_data() -> None:
     aligned = align_many(models[:2], matcher="straight-through", data=data, loss=F.mse_loss, spec=SPEC, check=False)
     assert aligned.match.sweeps == 500
     assert aligned.permutations[0].is_identity
-    with pytest.raises(MatcherError, match="matcher 'straight-through' needs data=... and loss=...; loss is missing"):
+    with pytest.raises(MatcherError, match=r"'straight-through' needs .*; loss is missing"):
         align_many(models, matcher="straight-through", data=data)
     with pytest.raises(MatcherError, match="matcher 'merge-many' needs no data"):
         align_many(models, data=data)
@@ -350,7 +350,7 @@ def test_the_report() -> None:
     assert "matched: objective" in text
     assert "converged after" in text
     assert "checked: each model computes what it did, to" in text
-    assert [line.split() for line in text.splitlines()[-4:]][0] == ["0", "0%"]
+    assert text.splitlines()[-4].split() == ["0", "0%"]
     assert "not checked" in str(align_many(several(), spec=SPEC, check=False))
     assert "converged after 1 sweep\n" in str(align_many(several(), matcher="identity", spec=SPEC))
     assert "13 more" in str(align_many(several(1) * 40, matcher="identity", spec=SPEC, check=False))
@@ -358,9 +358,7 @@ def test_the_report() -> None:
 
 @pytest.mark.parametrize("models", [[], several(1), several(1)[0]])
 def test_fewer_than_two_models(models: Any) -> None:
-    with pytest.raises(
-        ArchitectureError, match="needs a list of 2 models or more, and got (0 models|1 models|one model)"
-    ):
+    with pytest.raises(ArchitectureError, match=r"needs a list of 2 models or more, and got (0|1|one) model"):
         align_many(models)
 
 
@@ -388,7 +386,7 @@ def test_the_model_with_weights_that_are_not_finite_is_named() -> None:
 def test_a_wrong_specification_never_comes_through() -> None:
     models = several(3)
     spec = PermutationSpec.from_patterns({"0.weight": "p _", "0.bias": "_", "2.weight": "_ p"}, models[0])
-    with pytest.raises(EquivalenceError, match="what model [012] computes"):
+    with pytest.raises(EquivalenceError, match=r"what model [012] computes"):
         align_many(models, spec=spec)
 
 

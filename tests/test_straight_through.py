@@ -19,6 +19,7 @@ from autoperm import Match, Permutation, PermutationSpec, StraightThrough, align
 from autoperm.errors import AutopermError, EvaluationError, MatcherError, WeightsError
 
 Batches = list[tuple[Any, Tensor]]
+ZEROS = [(torch.zeros(2, 6), torch.zeros(2, 4))]
 SGD = partial(torch.optim.SGD, lr=0.3, momentum=0.9)
 
 
@@ -269,8 +270,8 @@ def test_free_weights_that_diverge_are_named_with_their_step() -> None:
     ("data", "loss", "says"),
     [
         ([torch.zeros(2, 6)], F.mse_loss, "not a pair"),
-        ([(torch.zeros(2, 6), torch.zeros(2, 4))], partial(F.mse_loss, reduction="none"), r"the loss has shape \[2, 4\]"),
-        ([(torch.zeros(2, 6), torch.zeros(2, 4))], lambda output, target: 1.0, "the loss has type float"),
+        (ZEROS, partial(F.mse_loss, reduction="none"), r"the loss has shape \[2, 4\]"),
+        (ZEROS, lambda output, target: 1.0, "the loss has type float"),
         ([(torch.zeros(2, 6), 3)], F.mse_loss, "the target is a int"),
     ],
 )  # fmt: skip
