@@ -13,9 +13,10 @@ from .copies import copy_model
 from .discover import infer
 from .equivalence import Reference
 from .errors import EquivalenceError
+from .evaluate import Loss
 from .inputs import resolve_inputs
 from .matchers import AnyMatcher, bind, get_matcher, parameters, unchanged
-from .matching import Loss, Match
+from .matching import Match
 from .matching.match import course, permutation_of
 from .permutation import Permutation
 from .report import pinned_because, table

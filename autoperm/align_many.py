@@ -12,9 +12,10 @@ from torch import nn
 from .align import compare
 from .discover import infer
 from .errors import ArchitectureError, MatcherError
+from .evaluate import Loss
 from .inputs import resolve_inputs
 from .matchers import AnyManyMatcher, AnyMatcher, bind_many, get_many_matcher, parameters, unchanged
-from .matching import Loss, ManyMatch
+from .matching import ManyMatch
 from .matching.match import course, name_of, permutation_of
 from .permutation import Permutation
 from .report import table
@@ -113,7 +114,7 @@ def align_many(
     """
     chosen = get_many_matcher(matcher, data=data, loss=loss, progress=progress)
     if isinstance(models, nn.Module) or len(models) < 2:
-        what = "one model" if isinstance(models, nn.Module) else f"{len(models)} models"
+        what = "one model" if isinstance(models, nn.Module) else f"{len(models)} model{'s' * (len(models) != 1)}"
         raise ArchitectureError(f"align_many needs a list of 2 models or more, and got {what}")
     states = [tensors(model) for model in models]
     for i, state in enumerate(states):

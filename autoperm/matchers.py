@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import MatcherError
+from .evaluate import Loss
 from .matching import (
-    Loss,
     ManyMatcher,
     ManyModelMatcher,
     Matcher,

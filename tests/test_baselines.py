@@ -285,7 +285,7 @@ def test_neither_state_is_changed(matcher: Callable[..., Permutation | Match]) -
     torch.testing.assert_close([a, b], before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("calls", [3, 20])
+@pytest.mark.parametrize("calls", [0, 1, 3, 20])
 def test_an_interruption_returns_the_best_so_far(calls: int) -> None:
     a, b = tiny()
     spec = discover(a, inputs())
@@ -300,8 +300,7 @@ def test_an_interruption_returns_the_best_so_far(calls: int) -> None:
     found = exhaustive_matching(spec, a.state_dict(), b.state_dict(), objective=value)
     assert found.interrupted
     assert not found.converged
-    assert found.objective[-1] == max(seen)
-
+    assert max(found.objective, default=None) == max(seen, default=None)
     losses: list[float] = []
 
     def loss(output: Tensor, target: Tensor) -> Tensor:
@@ -315,8 +314,11 @@ def test_an_interruption_returns_the_best_so_far(calls: int) -> None:
     assert annealed is not None
     assert annealed.interrupted
     ends, between = losses[:2], losses[2:]
-    assert annealed.objective[-1] == pytest.approx(sum(ends) / 2 - min(between))
-    assert annealed.sweeps == calls - 3, "two calls are for the ends, and one for the identity"
+    assert annealed.sweeps == max(calls - 3, 0), "two calls are for the ends, and one for the identity"
+    if between:
+        assert annealed.objective[-1] == pytest.approx(sum(ends) / 2 - min(between))
+    else:
+        assert annealed.permutation.is_identity
 
 
 def test_two_hidden_units_need_no_more_than_two_tries() -> None:

@@ -77,20 +77,14 @@ def moved(match: ManyMatch, states: list[State]) -> list[State]:
 
 
 @pytest.mark.parametrize("name", ["residual_cnn", "lstm", "tied_embedding"])
-@pytest.mark.parametrize("start", ["growing", "identity"])
-def test_copies_are_led_back_to_one_order(name: str, start: Any, traced: Callable[[str], Traced]) -> None:
+def test_copies_are_led_back_to_one_order(name: str, traced: Callable[[str], Traced]) -> None:
     network = NETWORKS[name]
     model = network.build()
     spec = traced(name).spec
     planted = [spec.random(seed) for seed in range(3)]
     models = [p.apply(model) for p in planted]
-    aligned = align_many(models, example_inputs=network.inputs(), spec=spec, matcher=MergeMany(start=start))
+    aligned = align_many(models, example_inputs=network.inputs(), spec=spec, matcher=MergeMany())
     assert aligned.match.converged
-    if start == "identity":  # the mean of what is not matched yet says little, and may lead astray
-        assert kernel_value(spec, [m.state_dict() for m in aligned.models], "cosine") > kernel_value(
-            spec, [m.state_dict() for m in models], "cosine"
-        )
-        return
     first, *others = (found.compose(p) for found, p in zip(aligned.permutations, planted, strict=True))
     assert all(other == first for other in others)
     for other in aligned.models[1:]:
@@ -217,7 +211,7 @@ def test_faults_of_merge_many() -> None:
         MergeMany(kernel="cosin")
     with pytest.raises(MatcherError, match="no start 'boundary'; choose 'growing' or 'identity'"):
         MergeMany(start="boundary")
-    with pytest.raises(MatcherError, match="1 of the 2 models"):
+    with pytest.raises(MatcherError, match="needs 2 models or more, and got 1"):
         MergeMany().match_many(LAYERS, states[:1])
     with pytest.raises(WeightsError, match="model 2 has NaN"):
         MergeMany().match_many(LAYERS, [*states[:2], {**states[2], "w": torch.full((6, 7), torch.nan).double()}])

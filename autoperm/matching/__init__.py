@@ -8,13 +8,11 @@ from .exhaustive import exhaustive_matching
 from .match import ManyMatch, Match
 from .matcher import ManyMatcher, ManyModelMatcher, Matcher, ModelMatcher
 from .merge_many import MergeMany
-from .path import Loss
 from .reference import ToReference
 from .straight_through import StraightThrough
 from .weight import weight_matching
 
 __all__ = [
-    "Loss",
     "ManyMatch",
     "ManyMatcher",
     "ManyModelMatcher",

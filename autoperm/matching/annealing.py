@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass
-from functools import partial
+from functools import cache, partial
 from math import exp
 from statistics import fmean
 from typing import Any
@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import MatcherError
-from ..evaluate import check_rereadable
+from ..evaluate import Loss, check_rereadable
 from ..permutation import Permutation
 from ..spec import PermutationSpec
 from .match import Match
 from .matcher import Matcher
-from .path import Loss, Path, first_batches
+from .path import Path, first_batches
 from .problem import Problem
 
 _TRIALS = 20
@@ -122,22 +122,27 @@ class SimulatedAnnealing:
         assert self.data is not None  # bind
         assert self.loss is not None  # __post_init__
         path = Path(models, (params_a, params_b), self.loss)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
-            batches = first_batches(self.data, self.batches)
-        ends = []
-        for lam in (0.0, 1.0):
-            path.move(spec.identity(), lam)
-            ends.append(path.mean_loss(batches))
+        data = self.data
+
+        @cache  # in the first step, where an interruption is expected
+        def batches() -> list[Any]:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(self.seed)
+                return first_batches(data, self.batches)
+
+        def loss(permutation: Permutation, lam: float) -> float:
+            path.move(permutation, lam)
+            return path.mean_loss(batches())
+
+        @cache
+        def ends() -> tuple[float, float]:
+            return loss(spec.identity(), 0.0), loss(spec.identity(), 1.0)
 
         def barrier(indices: Mapping[str, Tensor]) -> float:
             permutation = Permutation(spec, indices)
-            heights = []
-            for point in range(1, self.points + 1):
-                lam = point / (self.points + 1)
-                path.move(permutation, lam)
-                heights.append(path.mean_loss(batches) - (1 - lam) * ends[0] - lam * ends[1])
-            return max(heights)
+            at_a, at_b = ends()
+            lams = [point / (self.points + 1) for point in range(1, self.points + 1)]
+            return max(loss(permutation, lam) - (1 - lam) * at_a - lam * at_b for lam in lams)
 
         return self._anneal(spec, lambda indices: -barrier(indices))
 

@@ -56,9 +56,9 @@ def exhaustive_matching(
         >>> exhaustive_matching(spec, a, b).permutation["h"]
         tensor([2, 0, 1])
     """
-    count = prod(factorial(factor.size) ** spec.copies(factor) for factor in spec.free if spec.log10_order < 18)
-    if spec.log10_order >= 18 or count > limit:
-        size = f"{count}" if spec.log10_order < 18 else f"10^{spec.log10_order:.1f}"
+    count = prod(factorial(factor.size) ** spec.copies(factor) for factor in spec.free)
+    if count > limit:
+        size = str(count) if spec.log10_order < 18 else f"10^{spec.log10_order:.1f}"
         raise MatcherError(f"there are {size} permutations, more than the limit of {limit}; take another matcher")
     problem = Problem(spec, params_a, params_b, kernel, spec.identity())
 
@@ -69,12 +69,12 @@ def exhaustive_matching(
 
     value_of = objective or inner_product
     best = spec.identity()
-    history = [value_of(best)]
+    history: list[float] = []
     interrupted = False
     try:
         for permutation in tqdm(elements(spec), total=count, desc="exhaustive", disable=not progress, leave=False):
             value = value_of(permutation)
-            if value > history[-1]:
+            if not history or value > history[-1]:
                 best = permutation
                 history.append(value)
     except KeyboardInterrupt:

@@ -145,7 +145,7 @@ class _Models:
 
     def __init__(self, spec: PermutationSpec, states: Sequence[Mapping[str, Tensor]], kernel: Kernel) -> None:
         if len(states) < 2:
-            raise MatcherError(f"there {'is' if len(states) == 1 else 'are'} {len(states)} of the 2 models or more")
+            raise MatcherError(f"matching needs 2 models or more, and got {len(states)}")
         for state in states[1:]:
             check_same_architecture(states[0], state)
         for i, state in enumerate(states):
@@ -183,7 +183,7 @@ class _Models:
         moved = Permutation(self._here, permutation.indices).apply(self.now[i])
         before = self._inner(mean, self.now[i])
         gain = self._inner(mean, moved) - before
-        if gain <= _ROUNDING * abs(before):
+        if gain <= _ROUNDING * (self._inner(mean, mean) * self._inner(self.now[i], self.now[i])) ** 0.5:
             return 0.0
         self.now[i] = moved
         self.permutations[i] = permutation.compose(self.permutations[i])

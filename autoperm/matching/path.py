@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
+from math import isfinite
 from typing import Any
 
 import torch
@@ -11,14 +12,11 @@ from torch import Tensor, nn
 
 from ..copies import copy_model, forget_caches
 from ..errors import EvaluationError
-from ..evaluate import check_rereadable, device_of, pair, samples_in, to_device
+from ..evaluate import Loss, check_rereadable, device_of, pair, samples_in, to_device
 from ..merge import lerp
 from ..permutation import Permutation
 from ..renormalize import BatchNorm
 from ..state import check_same_architecture, check_same_indices, tensors
-
-Loss = Callable[[Any, Any], Tensor]
-"""``loss(output, target)``: a scalar tensor, the mean over the batch."""
 
 
 class Path:
@@ -74,7 +72,7 @@ class Path:
         """Return the mean per sample of the loss of the network where it is.
 
         Raises:
-            EvaluationError: if the loss is NaN or infinite.
+            EvaluationError: if the loss is NaN or infinite, or there are no samples.
         """
         total, count = 0.0, 0
         with torch.no_grad():
@@ -82,7 +80,9 @@ class Path:
                 samples = samples_in(pair(batch)[1])
                 total += samples * float(self.loss(batch))
                 count += samples
-        if not abs(total) < float("inf"):
+        if count == 0:
+            raise EvaluationError("the batches have no samples, so there is nothing to take a mean over")
+        if not isfinite(total):
             raise EvaluationError(f"the mean loss is {total / count} between the models; check the data, and the loss")
         return total / count
 

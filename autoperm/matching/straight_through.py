@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import EvaluationError, MatcherError, WeightsError
-from ..evaluate import check_rereadable
+from ..evaluate import Loss, check_rereadable
 from ..permutation import Permutation
 from ..spec import PermutationSpec
 from .match import Match, stop_if_interrupted
 from .matcher import Matcher
-from .path import Loss, Path, endless, first_batches
+from .path import Path, endless, first_batches
 from .problem import Kernel
 from .weight import weight_matching
 
