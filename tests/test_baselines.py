@@ -223,14 +223,13 @@ def test_annealing_lowers_the_barrier(points: int) -> None:
     assert best < barrier(spec.identity())
 
 
-def test_annealing_at_no_temperature_only_climbs() -> None:
+@pytest.mark.parametrize("seed", range(3))
+def test_annealing_without_temperature_climbs_to_where_no_swap_helps(seed: int) -> None:
     a, b = random_state(HEADS, 0), random_state(HEADS, 1)
-    found = SimulatedAnnealing(steps=100, temperature=1e-12)(HEADS, a, b)
-    climbed = found.permutation
-    hot = SimulatedAnnealing(steps=100, temperature=1e12, cooling=1.0)(HEADS, a, b)
-    for permutation, match in ((climbed, found), (hot.permutation, hot)):
-        assert match.objective[-1] == pytest.approx(inner_product(HEADS, a, permutation.apply(b)))
-    assert len(found.objective) != len(hot.objective)
+    found = SimulatedAnnealing(steps=400, temperature=1e-12, seed=seed)(HEADS, a, b)
+    swaps = [p for p in elements(HEADS) if sum(int((p[n] != found.permutation[n]).sum()) for n in ("h", "d")) == 2]
+    assert len(swaps) == 1 + 2 * 3
+    assert all(inner_product(HEADS, a, p.apply(b)) <= found.objective[-1] + 1e-9 for p in swaps)
 
 
 def test_annealing_of_a_specification_without_free_factors() -> None:

@@ -186,6 +186,18 @@ def test_parameters_that_are_frozen_or_not_used_are_no_obstacle() -> None:
     assert not aligned.model[2].weight.requires_grad
 
 
+def test_gradients_may_be_switched_off_outside() -> None:
+    a, b = two()
+    data = teacher(a)
+    spec = discover(a, data[0][0])
+    matcher = StraightThrough(data, F.mse_loss, steps=20, optimizer=SGD)
+    expected = run(matcher, a, b, spec)
+    with torch.no_grad():
+        found = run(matcher, a, b, spec)
+    assert found.objective == expected.objective
+    assert found.permutation == expected.permutation
+
+
 # --- what it leaves alone -----------------------------------------------------------------------------------------
 
 

@@ -17,7 +17,7 @@ class Match:
     Attributes:
         permutation: of model B.
         objective: the matcher's objective before the first step and after each one; it never falls.
-        sweeps: how often every block was visited.
+        sweeps: how often every block was visited; for a matcher that takes steps, how many it took.
         converged: whether the last sweep changed nothing.
         alternating: names of blocks whose parts were solved in turns instead of at once, because two factors that
             vary over the block's root multiply each other in one parameter.

@@ -60,7 +60,7 @@ class StraightThrough:
         kernel: of the weight matching that projects: ``"cosine"``, or ``"linear"`` as in the paper.
         project_every: how many steps to take before the next projection; 1 in the paper.
         judge_every: how many steps to take before the permutation is judged again.
-        judge_batches: on how many batches of the data it is judged; all of them for None.
+        judge_batches: on how many batches of the data it is judged, the same ones each time; all of them for None.
         seed: of the order of sweeps, and of torch's random numbers meanwhile, such as a loader's shuffling.
         progress: show a progress bar.
 
@@ -198,12 +198,13 @@ class _FreeWeights:
         """
         for point in self._points.values():
             point.grad = None
-        loss = self._path.loss(batch)
-        if not bool(loss.isfinite()):
-            raise EvaluationError(
-                f"the loss at the midpoint is {loss.item()} in step {number}; check that batch, and the loss"
-            )
-        torch.autograd.backward(loss)
+        with torch.enable_grad():
+            loss = self._path.loss(batch)
+            if not bool(loss.isfinite()):
+                raise EvaluationError(
+                    f"the loss at the midpoint is {loss.item()} in step {number}; check that batch, and the loss"
+                )
+            torch.autograd.backward(loss)
         for name, point in self._points.items():
             gradient = None if point.grad is None else self._share * point.grad.to(self._weights[name].dtype)
             self._weights[name].grad = gradient
