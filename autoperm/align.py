@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .copies import copy_model
 from .discover import infer
 from .equivalence import Reference
 from .errors import EquivalenceError
+from .evaluate import Loss
 from .inputs import resolve_inputs
-from .matching import Match, Matcher, get_matcher
+from .matchers import AnyMatcher, bind, get_matcher, parameters, unchanged
+from .matching import Match
+from .matching.match import course, permutation_of
 from .permutation import Permutation
 from .report import pinned_because, table
 from .spec import PermutationSpec
@@ -49,9 +53,7 @@ class Alignment:
         groups = f"{len(spec.groups)} group{'s' * (len(spec.groups) != 1)}"
         lines.append(f"  found:   {groups}{more}, 10^{spec.log10_order:.1f} permutations")
         if self.match is not None:
-            before, after = self.match.objective[0], self.match.objective[-1]
-            state = "converged" if self.match.converged else "stopped"
-            lines.append(f"  matched: objective {before:.4g} -> {after:.4g}, {state} after {self.match.sweeps} sweeps")
+            lines.append(f"  matched: {course(self.match)}")
         checked = "not checked" if self.error is None else f"the model computes what B computes, to {self.error:.0e}"
         lines.append(f"  checked: {checked}")
         rows = [["group", "units", "moved", "carried by"]]
@@ -79,7 +81,9 @@ def align(
     *,
     example_inputs: Any = None,
     spec: PermutationSpec | None = None,
-    matcher: str | Matcher = "weight",
+    matcher: str | AnyMatcher = "weight",
+    data: Iterable[Any] | None = None,
+    loss: Loss | None = None,
     check: bool = True,
     progress: bool = False,
 ) -> Alignment:
@@ -91,7 +95,11 @@ def align(
         example_inputs: a tensor, a tuple of positional inputs, or a dictionary of inputs by name. Common models need
             none.
         spec: which axes may be permuted, if it is known already; else it is discovered from model A.
-        matcher: ``"weight"`` (data-free), or any callable ``(spec, params_a, params_b) -> Permutation``.
+        matcher: a name, or any callable ``(spec, params_a, params_b) -> Permutation``. Without data: ``"weight"``,
+            and to compare with ``"identity"``, ``"greedy"``, ``"annealing"`` and, for tiny models, ``"exhaustive"``.
+            With data: ``"straight-through"``.
+        data: batches ``(input, target)``, for a matcher that is named and needs them.
+        loss: ``loss(output, target)``, the mean over the batch, for a matcher that is named and needs it.
         check: compare the aligned model with B on the example inputs.
         progress: show a progress bar, if the matcher is one that was named.
 
@@ -102,6 +110,8 @@ def align(
         ArchitectureError: if the models' tensors differ in name, shape, dtype or device.
         WeightsError: if weights are NaN or infinite.
         TraceError: if the model cannot be traced, or no inputs are found.
+        MatcherError: if no matcher has the name, it lacks data or does not need them, or what it returns is no
+            permutation of the specification, or it has changed a model.
         EquivalenceError: if the aligned model does not compute what B computes.
 
     Example:
@@ -113,6 +123,7 @@ def align(
 
     Reference: Ainsworth, Hayase, Srinivasa, *Git Re-Basin*, ICLR 2023.
     """
+    chosen = get_matcher(matcher, data=data, loss=loss, progress=progress)
     state_a, state_b = tensors(model_a), tensors(model_b)
     check_same_architecture(state_a, state_b)
     check_finite(state_a, "model A")
@@ -120,19 +131,15 @@ def align(
     args, kwargs = resolve_inputs(model_a, example_inputs) if spec is None or check else ((), {})
     if spec is None:
         spec = infer(trace(model_a, args, kwargs))
-    found = get_matcher(matcher, progress=progress)(spec, _parameters(model_a), _parameters(model_b))
-    match = found if isinstance(found, Match) else None
-    permutation = found.permutation if isinstance(found, Match) else found
+    with unchanged({"model A": model_a, "model B": model_b}, matcher):
+        found = bind(chosen, model_a, model_b)(spec, parameters(model_a), parameters(model_b))
+    permutation = permutation_of(found, spec, matcher)
     aligned = permutation.apply(model_b)
-    error = _compare(model_b, aligned, args, kwargs) if check else None
-    return Alignment(aligned, spec, permutation, match, error)
+    error = compare(model_b, aligned, args, kwargs, "model B") if check else None
+    return Alignment(aligned, spec, permutation, found if isinstance(found, Match) else None, error)
 
 
-def _parameters(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
-
-
-def _compare(model: nn.Module, aligned: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
+def compare(model: nn.Module, aligned: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], which: str) -> float:
     """Return the difference of two models' outputs.
 
     Raises:
@@ -142,7 +149,7 @@ def _compare(model: nn.Module, aligned: nn.Module, args: tuple[Any, ...], kwargs
     error = reference.error(copy_model(aligned))
     if not error <= reference.tolerance:
         raise EquivalenceError(
-            f"the aligned model does not compute what model B computes: outputs differ by {error:.2g} of their size.\n"
+            f"the aligned model does not compute what {which} computes: outputs differ by {error:.2g} of their size.\n"
             "  If A and B were built with different options (heads, activations), align the other way round or pass a "
             "spec discovered from B.\n  If you registered a rule or wrote the specification, check it with "
             "spec.verify(model_b, inputs), which names the factors at fault. Else please report this."

@@ -46,6 +46,10 @@ class EquivalenceError(AutopermError):
     """
 
 
+class MatcherError(AutopermError):
+    """A matcher is not known, lacks what it needs, or returned no permutation of the specification it was given."""
+
+
 class EvaluationError(AutopermError):
     """An evaluation gave something that is not a dictionary of finite numbers, or had no data."""
 

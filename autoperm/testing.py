@@ -17,8 +17,7 @@ the least that breaks it.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from .copies import copy_model
 from .equivalence import Reference, arguments, compare, verify
 from .errors import EquivalenceError
+from .matching.exhaustive import elements as elements
 from .permutation import Permutation
 from .perturb import randomize_
 from .probe import probe
@@ -261,28 +261,6 @@ def _moves(permutation: Permutation) -> str:
 
 
 # --- small groups and random tensors
-
-
-def elements(spec: PermutationSpec) -> Iterator[Permutation]:
-    """Yield every element of a group: for small ones.
-
-    Example:
-        >>> spec = PermutationSpec.from_patterns({"weight": "h _", "bias": "h"}, nn.Linear(2, 3))
-        >>> sum(1 for _ in elements(spec))
-        6
-    """
-    rows = [
-        [torch.tensor(row) for row in itertools.permutations(range(factor.size))]
-        for factor in spec.free
-        for _ in range(spec.copies(factor))
-    ]
-    for chosen in itertools.product(*rows):
-        left, indices = list(chosen), {}
-        for factor in spec.free:
-            count = spec.copies(factor)
-            shape = (*(spec.factors[outer].size for outer in factor.over), factor.size)
-            indices[factor.name], left = torch.stack(left[:count]).reshape(shape), left[count:]
-        yield Permutation(spec, indices)
 
 
 def random_state(spec: PermutationSpec, seed: int = 0) -> dict[str, Tensor]:

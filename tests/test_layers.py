@@ -26,8 +26,9 @@ LAYERS: list[set[str]] = [
     {"activations", "explain", "probe"},
     {"speakers"},
     {"activation_matching"},
+    {"matchers"},
     {"align"},
-    {"testing"},
+    {"align_many", "testing"},
     {"__init__"},
 ]
 

@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Protocol
-
-from torch import Tensor
-
-from ..errors import AutopermError
-from ..permutation import Permutation
-from ..spec import PermutationSpec
+from .activation import match_moments
+from .annealing import SimulatedAnnealing
+from .baselines import greedy_matching, identity_matching
+from .exhaustive import exhaustive_matching
 from .frank_wolfe import frank_wolfe
+from .graduated import graduated_assignment
 from .match import ManyMatch, Match
+from .matcher import ManyMatcher, ManyModelMatcher, Matcher, ModelMatcher
+from .merge_many import MergeMany
+from .reference import ToReference
 from .sinkhorn import Sinkhorn
+from .straight_through import StraightThrough
 from .universe import Universe
 from .weight import weight_matching
 
-__all__ = ["ManyMatch", "Match", "Matcher", "Sinkhorn", "Universe", "frank_wolfe", "get_matcher", "weight_matching"]
-
-
-class Matcher(Protocol):
-    """Anything that finds a permutation of B's parameters that aligns them with A's."""
-
-    def __call__(
-        self, spec: PermutationSpec, params_a: Mapping[str, Tensor], params_b: Mapping[str, Tensor], /
-    ) -> Permutation | Match:
-        """Return the permutation, or a :class:`Match` that also says how it was found."""
-        ...
-
-
-_MATCHERS: dict[str, Callable[..., Permutation | Match]] = {"weight": weight_matching}
-
-
-def get_matcher(matcher: str | Matcher, *, progress: bool = False) -> Matcher:
-    """Return a matcher for its name, with or without a progress bar; a callable is returned as it is.
-
-    Raises:
-        AutopermError: for a name that no matcher has; the message lists those there are.
-    """
-    if not isinstance(matcher, str):
-        return matcher
-    if matcher not in _MATCHERS:
-        raise AutopermError(f"no matcher is called {matcher!r}; there are {', '.join(map(repr, _MATCHERS))}")
-    return partial(_MATCHERS[matcher], progress=progress)
+__all__ = [
+    "ManyMatch",
+    "ManyMatcher",
+    "ManyModelMatcher",
+    "Match",
+    "Matcher",
+    "MergeMany",
+    "ModelMatcher",
+    "SimulatedAnnealing",
+    "Sinkhorn",
+    "StraightThrough",
+    "ToReference",
+    "Universe",
+    "exhaustive_matching",
+    "frank_wolfe",
+    "graduated_assignment",
+    "greedy_matching",
+    "identity_matching",
+    "match_moments",
+    "weight_matching",
+]

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from math import log, sqrt
 
 import numpy as np
@@ -30,13 +31,17 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..layout import Cell
+from ..permutation import Permutation
 from ..spec import PermutationSpec
 from .blocks import find_blocks
 from .match import Match
 from .nested import Nested, interleaved
 from .problem import Kernel, Problem, Unfolding
-from .soft import Soft, harden, mix, uniform
+from .soft import Soft, harden, mix, soften, uniform
 from .weight import weight_matching
+
+_HOT, _REHEATED, _COLD = 1.0, 0.2, 0.02
+"""Temperatures: where nothing stands out, where what is clear stays, and where all has been decided."""
 
 
 def graduated_assignment(
@@ -47,34 +52,93 @@ def graduated_assignment(
     *,
     kernel: Kernel = "cosine",
     seed: int = 0,
-    sweeps: int = 20,
-    hot: float = 1.0,
-    cold: float = 0.02,
+    sweeps: int = 15,
+    reheats: int = 4,
     exclude: Sequence[str] = (),
     progress: bool = False,
 ) -> Match:
-    problem = Problem(spec, params_a, params_b, kernel, exclude=exclude)
-    annealing = _Annealing(problem, seed)
-    with tqdm(total=sweeps, desc="graduated assignment", disable=not progress, leave=False) as bar:
-        for temperature in np.geomspace(hot, cold, sweeps):
-            annealing.sweep(float(temperature))
-            bar.update()
-    grown = weight_matching(spec, params_a, params_b, kernel=kernel, seed=seed, exclude=exclude)
-    found = weight_matching(
-        spec, params_a, params_b, kernel=kernel, seed=seed, exclude=exclude, start=harden(spec, annealing.soft)
-    )
-    return max(grown, found, key=lambda match: match.objective[-1])
+    """Align B's weights with A's by annealing all blocks together, and descend from there.
+
+    The result is never worse than that of :func:`~autoperm.weight_matching` with the same kernel and seed, which is
+    tried first. The first annealing starts with every unit going everywhere; each further one softens the best
+    permutation so far, and looks around it.
+
+    Args:
+        spec: which axes may be permuted.
+        params_a: tensors of model A by name; those that the specification does not know are ignored.
+        params_b: tensors of model B, of the same names and shapes.
+        kernel: ``"linear"``, the inner product of all weights, or ``"cosine"``, which gives every tensor the same say.
+        seed: of the random order in which blocks are visited, new for each sweep.
+        sweeps: of the first annealing, from the hottest to the coldest.
+        reheats: how many annealings follow, of less than half the length.
+        exclude: parameters that have no say, by name or pattern (``"*.bias"``). They are permuted with the others.
+        progress: show a progress bar.
+
+    Returns:
+        The permutation of B, and the objective's history: of weight matching, then of each result that was better. The
+        sweeps are those of all annealings. An interruption (control-C) returns the best until then.
+
+    Raises:
+        SpecError: if names or shapes do not fit.
+        WeightsError: if weights are NaN or infinite.
+
+    Example:
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3))
+        >>> spec = PermutationSpec.from_patterns({"0.weight": "h _", "0.bias": "h", "2.weight": "_ h"}, net)
+        >>> planted = spec.random(1)
+        >>> found = graduated_assignment(spec, net.state_dict(), planted.apply(net.state_dict()))
+        >>> found.permutation.compose(planted) == spec.identity()
+        True
+    """
+    descend = partial(weight_matching, spec, params_a, params_b, kernel=kernel, seed=seed, exclude=exclude)
+    best = descend()
+    history, done = [*best.objective], 0
+    annealing = Annealing(Problem(spec, params_a, params_b, kernel, exclude=exclude), seed)
+    reheat = [float(t) for t in np.geomspace(_REHEATED, _COLD, max(1, round(0.4 * sweeps)))]
+    schedules = [[float(t) for t in np.geomspace(_HOT, _COLD, sweeps)], *[reheat] * reheats]
+    interrupted = best.interrupted
+    with tqdm(total=sum(map(len, schedules)), desc="graduated assignment", disable=not progress, leave=False) as bar:
+        try:
+            for number, schedule in enumerate(schedules if not interrupted else []):
+                if number:
+                    annealing.soften(best.permutation)
+                for temperature in schedule:
+                    annealing.sweep(temperature)
+                    done += 1
+                    bar.update()
+                found = descend(start=harden(spec, annealing.soft))
+                if found.objective[-1] > best.objective[-1]:
+                    best = found
+                    history.append(found.objective[-1])
+                    bar.set_postfix(objective=f"{history[-1]:.6g}")
+                if found.interrupted:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            interrupted = True
+    converged = best.converged and not interrupted
+    return replace(best, objective=tuple(history), sweeps=done, converged=converged, interrupted=interrupted)
 
 
-class _Annealing:
+class Annealing:
+    """The soft permutations of all blocks, at a falling temperature.
+
+    Attributes:
+        soft: the matrices by factor; at first every unit goes everywhere alike.
+    """
+
     def __init__(self, problem: Problem, seed: int) -> None:
         self.problem = problem
         self.spec = problem.spec
-        like = next(iter(problem.a.values()), torch.zeros(()))
-        self.soft: Soft = uniform(problem.spec, like)
+        self._like = next(iter(problem.a.values()), torch.zeros(()))
+        self.soft: Soft = uniform(problem.spec, self._like)
         self.blocks = find_blocks(problem.spec, problem.cells)
         self.prices: Soft = {}
         self._rng = np.random.default_rng(seed)
+
+    def soften(self, permutation: Permutation) -> None:
+        """Start again from a permutation."""
+        self.soft = soften(permutation, self._like)
 
     def sweep(self, temperature: float) -> None:
         """Let every block answer once, in random order."""
@@ -84,7 +148,7 @@ class _Annealing:
                 self.soft |= _answer(nested, self._grams(nested), temperature, self.prices)
 
     def _grams(self, nested: Nested) -> dict[str, Tensor]:
-        """The Gram matrices of :class:`~autoperm.matching.nested.Nested`, against what stands still as it is, softly."""
+        """The Gram matrices of :class:`~autoperm.matching.nested.Nested`, against what stands still, softly."""
         sums: dict[str, Tensor] = {}
         for cell in self.problem.carrying(nested.active):
             for unfold in self.problem.unfold(nested.active, cell):
@@ -115,7 +179,7 @@ class _Annealing:
 
 
 def _answer(nested: Nested, grams: Mapping[str, Tensor], temperature: float, prices: Soft) -> Soft:
-    """Solve a block softly: nested assignment as in :meth:`~autoperm.matching.nested.Nested.solve`, at a temperature."""
+    """Solve a block softly: :meth:`~autoperm.matching.nested.Nested.solve` at a temperature."""
     factors = nested.spec.factors
     scores = {n: gram.permute(interleaved(len(nested.aligned(n)), len(nested.path(n)))) for n, gram in grams.items()}
     inside: Soft = {}  # for each pair of positions of what a factor varies over

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from .. import layout
-from ..errors import SpecError, WeightsError
+from ..errors import AutopermError, SpecError, WeightsError
 from ..layout import Cell
 from ..permutation import Permutation
 from ..spec import PermutationSpec
@@ -28,7 +28,7 @@ from .nested import Nested
 
 Kernel = Literal["linear", "cosine"]
 
-_VECTOR_SHARE = 1e-3
+VECTOR_SHARE = 1e-3
 """How much a tensor with one number for each unit counts beside a matrix, in the cosine kernel."""
 
 _SMALL = 1 << 14
@@ -125,6 +125,7 @@ class Problem:
         start: Permutation | None = None,
         exclude: Sequence[str] = (),
     ) -> None:
+        check_option("kernel", kernel, get_args(Kernel))
         names = [n for n in spec.patterns if n in params_a and n not in spec.tied]
         _check(spec, names, params_a, params_b)
         for pattern in exclude:
@@ -157,7 +158,7 @@ class Problem:
 
     def _weight(self, name: str) -> float:
         norm = float(self.a[name].norm().double() * self.b[name].norm().double())
-        share = 1.0 if sum(size > 1 for size in self.spec.shapes[name]) > 1 else _VECTOR_SHARE
+        share = 1.0 if sum(size > 1 for size in self.spec.shapes[name]) > 1 else VECTOR_SHARE
         return share / norm if norm else 0.0
 
     def objective(self, names: Iterable[str] | None = None) -> float:
@@ -303,6 +304,16 @@ def _near(name: str, names: Sequence[str | None], axes: Sequence[int], near: int
     """Return the dimension of a factor; the one beside ``near``'s axis if there are several."""
     found = [dim for dim, other in enumerate(names) if other == name]
     return next((dim for dim in found if axes[dim] == axes[near]), found[0])
+
+
+def check_option(option: str, choice: str, choices: Sequence[str]) -> None:
+    """Check what was chosen for an option.
+
+    Raises:
+        AutopermError: if there is no such choice.
+    """
+    if choice not in choices:
+        raise AutopermError(f"there is no {option} {choice!r}; choose {' or '.join(map(repr, choices))}")
 
 
 def _check(

@@ -46,7 +46,7 @@ from .blocks import find_blocks
 from .descent import Descent, Order
 from .grow import grow
 from .match import Match
-from .problem import Kernel, Problem
+from .problem import Kernel, Problem, check_option
 
 
 def weight_matching(
@@ -103,9 +103,7 @@ def weight_matching(
         >>> found.permutation.compose(planted) == spec.identity()
         True
     """
-    for option, choice, choices in (("kernel", kernel, get_args(Kernel)), ("order", order, get_args(Order))):
-        if choice not in choices:
-            raise AutopermError(f"there is no {option} {choice!r}; choose {' or '.join(map(repr, choices))}")
+    check_option("order", order, get_args(Order))
     unknown = set(keep) - {group.name for group in spec.groups}
     if unknown:
         raise AutopermError(f"keep names {sorted(unknown)}, but the groups are {[group.name for group in spec.groups]}")
