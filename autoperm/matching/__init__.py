@@ -12,12 +12,23 @@ from ..errors import AutopermError
 from ..permutation import Permutation
 from ..spec import PermutationSpec
 from .frank_wolfe import frank_wolfe
+from .graduated import graduated_assignment
 from .match import ManyMatch, Match
 from .sinkhorn import Sinkhorn
 from .universe import Universe
 from .weight import weight_matching
 
-__all__ = ["ManyMatch", "Match", "Matcher", "Sinkhorn", "Universe", "frank_wolfe", "get_matcher", "weight_matching"]
+__all__ = [
+    "ManyMatch",
+    "Match",
+    "Matcher",
+    "Sinkhorn",
+    "Universe",
+    "frank_wolfe",
+    "get_matcher",
+    "graduated_assignment",
+    "weight_matching",
+]
 
 
 class Matcher(Protocol):
