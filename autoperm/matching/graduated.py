@@ -26,7 +26,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..spec import PermutationSpec
-from .frank_wolfe import Relaxation
+from .frank_wolfe import Ascent, Relaxation
 from .match import Match
 from .problem import Kernel
 from .soft import Soft, harden, normalize, soften, uniform
@@ -81,31 +81,28 @@ def graduated_assignment(
     """
     relaxation = Relaxation(spec, [params_a, params_b], kernel)
     before = relaxation.value([soften(spec.identity(), relaxation.like)])
-    soft, done, interrupted = uniform(spec, relaxation.like), 0, False
-    try:
-        for sharpness in tqdm(
-            np.geomspace(*_SHARPNESS, steps), "graduated assignment", disable=not progress, leave=False
-        ):
-            _, (gradient,) = relaxation.gradient([soft])
-            soft = _sharpen(gradient, float(sharpness), iterations)
-            done += 1
-    except KeyboardInterrupt:
-        interrupted = True
-    found = weight_matching(
-        spec,
-        params_a,
-        params_b,
-        kernel=kernel,
-        seed=seed,
-        start=harden(spec, soft),
-        max_sweeps=0 if interrupted else max_sweeps,
-    )
-    interrupted |= found.interrupted
-    converged = found.converged and not interrupted
+    with tqdm(total=steps, desc="graduated assignment", disable=not progress, leave=False) as bar:
+        end = anneal(relaxation, [uniform(spec, relaxation.like)], steps=steps, iterations=iterations, bar=bar)
+    rounded, sweeps = harden(spec, end.softs[0]), 0 if end.interrupted else max_sweeps
+    found = weight_matching(spec, params_a, params_b, kernel=kernel, seed=seed, start=rounded, max_sweeps=sweeps)
+    interrupted = end.interrupted or found.interrupted
+    converged, done = found.converged and not interrupted, end.steps + found.sweeps
     if found.objective[-1] < before:
-        return Match(spec.identity(), (before,), done + found.sweeps, converged=False, interrupted=interrupted)
+        return Match(spec.identity(), (before,), done, converged=False, interrupted=interrupted)
     history = (before, *(value for value in found.objective if value > before))
-    return replace(found, objective=history, sweeps=done + found.sweeps, converged=converged, interrupted=interrupted)
+    return replace(found, objective=history, sweeps=done, converged=converged, interrupted=interrupted)
+
+
+def anneal(relaxation: Relaxation, softs: list[Soft], *, steps: int, iterations: int, bar: tqdm[None]) -> Ascent:
+    """Sharpen soft permutations step by step."""
+    for step, sharpness in enumerate(np.geomspace(*_SHARPNESS, steps)):
+        try:
+            _, gradients = relaxation.gradient(softs)
+            softs = [_sharpen(gradient, float(sharpness), iterations) for gradient in gradients]
+        except KeyboardInterrupt:
+            return Ascent(softs, step, converged=False, interrupted=True)
+        bar.update()
+    return Ascent(softs, steps, converged=True)
 
 
 def _sharpen(gradient: Soft, sharpness: float, iterations: int) -> Soft:

@@ -6,8 +6,9 @@ Every model has one permutation into a common order, the universe. What takes mo
 :math:`P_i^{-1} P_j`, and going round a cycle of models changes nothing. Matching each pair by itself does not give
 that.
 
-All permutations are found together by Frank-Wolfe (:mod:`autoperm.matching.frank_wolfe`), rounded, and polished: one
-model after the other is matched by coordinate descent to the sum of the others, as long as the objective rises.
+All permutations are found together by Frank-Wolfe (:mod:`autoperm.matching.frank_wolfe`), or by graduated assignment
+(:mod:`autoperm.matching.graduated`), which is not in the paper. They are rounded, and polished: one model after the
+other is matched by coordinate descent to the sum of the others, as long as the objective rises.
 
 Permuting all models alike changes nothing, so the universe's own order is free. It is model 0's: :math:`P_0` is the
 identity.
@@ -32,6 +33,7 @@ from ..permutation import Permutation
 from ..spec import PermutationSpec
 from ..state import check_finite
 from .frank_wolfe import Relaxation, ascend
+from .graduated import anneal
 from .match import ManyMatch
 from .problem import Kernel
 from .soft import harden, soft_apply, soften, uniform
@@ -46,13 +48,14 @@ class Universe:
     """Match many models through a universe.
 
     Attributes:
+        method: ``"frank-wolfe"``, the paper's, or ``"graduated"``, graduated assignment.
         kernel: ``"linear"``, the inner product of all weights, or ``"cosine"``, which gives every tensor the same say.
         seed: of the order in which models and blocks are visited in the end.
         start: ``"uniform"``, the middle of the polytope for all models but the first, or ``"boundary"``, the
             permutations that weight matching grows for each of them.
-        max_steps: of Frank-Wolfe.
-        tolerance: stop where an objective that were concave could rise by no more than this share, or where three steps
-            raised it by less.
+        max_steps: of Frank-Wolfe; graduated assignment takes 20, or these if they are fewer.
+        tolerance: stop Frank-Wolfe where an objective that were concave could rise by no more than this share, or where
+            three steps raised it by less.
         max_sweeps: of the coordinate descent that follows the rounding, over the models and, for each, over its blocks.
         progress: show a progress bar.
 
@@ -68,6 +71,7 @@ class Universe:
     """
 
     _: KW_ONLY
+    method: Literal["frank-wolfe", "graduated"] = "frank-wolfe"
     kernel: Kernel = "cosine"
     seed: int = 0
     start: Literal["uniform", "boundary"] = "uniform"
@@ -103,6 +107,8 @@ class Universe:
                         f"{name} is {list(spec.shapes[name])} in the specification and {shape} in model {number}"
                     )
             check_finite({name: state[name] for name in spec.patterns if name in state}, f"model {number}")
+        if self.method not in ("frank-wolfe", "graduated"):
+            raise AutopermError(f"there is no method {self.method!r}; choose 'frank-wolfe' or 'graduated'")
         relaxation = Relaxation(spec, states, self.kernel)
         first = [relaxation.corner(self.start, number) for number in range(1, len(states))]
         if self.start == "uniform":
@@ -111,7 +117,10 @@ class Universe:
             softs = [soften(permutation, relaxation.like) for permutation in first]
         with tqdm(desc="universe", disable=not self.progress, leave=False) as bar:
             before = self._descend(relaxation, first, 0 if self.start == "uniform" else self.max_sweeps, bar)
-            ascent = ascend(relaxation, softs, max_steps=self.max_steps, tolerance=self.tolerance, bar=bar)
+            if self.method == "frank-wolfe":
+                ascent = ascend(relaxation, softs, max_steps=self.max_steps, tolerance=self.tolerance, bar=bar)
+            else:
+                ascent = anneal(relaxation, softs, steps=min(self.max_steps, 20), iterations=10, bar=bar)
             rounded = [harden(spec, soft) for soft in ascent.softs]
             after = self._descend(relaxation, rounded, 0 if ascent.interrupted else self.max_sweeps, bar)
         interrupted = before.interrupted or ascent.interrupted or after.interrupted
