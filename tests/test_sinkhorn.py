@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from autoperm import Evaluator, PermutationSpec, lerp, weight_matching
 from autoperm.errors import AutopermError, EvaluationError
 from autoperm.matching import Match, Sinkhorn
-from autoperm.matching.sinkhorn import normalize
+from autoperm.matching.soft import normalize
 
 Trace = Callable[[str], Traced]
 SPEC = {"0.weight": "h _", "0.bias": "h", "2.weight": "i h", "2.bias": "i", "4.weight": "_ i"}

@@ -30,11 +30,12 @@ def agreement(
     return sum(inner_product(spec, a, b, kernel) for a, b in itertools.combinations(moved, 2))
 
 
+@pytest.mark.parametrize("method", ["frank-wolfe", "graduated"])
 @pytest.mark.parametrize("name", ["mlp", "residual_cnn", "grouped_conv", "attention_grouped_sdpa"])
-def test_copies_of_one_model_are_all_aligned_exactly(name: str, traced: Trace) -> None:
+def test_copies_of_one_model_are_all_aligned_exactly(name: str, method: str, traced: Trace) -> None:
     net = traced(name)
     planted = [net.spec.random(seed) for seed in range(3)]
-    match = Universe().match_many(net.spec, [p.apply(net.model.state_dict()) for p in planted])
+    match = Universe(method=method).match_many(net.spec, [p.apply(net.model.state_dict()) for p in planted])
     assert match.converged
     assert match.permutations[0].is_identity
     for permutation, moved in zip(match.permutations, planted, strict=True):
@@ -42,12 +43,18 @@ def test_copies_of_one_model_are_all_aligned_exactly(name: str, traced: Trace) -
 
 
 @settings(max_examples=15)
-@given(specs(), st.integers(0, 3), st.sampled_from(["linear", "cosine"]), st.sampled_from(["uniform", "boundary"]))
+@given(
+    specs(),
+    st.integers(0, 3),
+    st.sampled_from(["linear", "cosine"]),
+    st.sampled_from(["uniform", "boundary"]),
+    st.sampled_from(["frank-wolfe", "graduated"]),
+)
 def test_the_objective_never_falls_and_is_the_sum_over_pairs(
-    spec: PermutationSpec, seed: int, kernel: str, start: str
+    spec: PermutationSpec, seed: int, kernel: str, start: str, method: str
 ) -> None:
     states = [random_state(spec, 3 * seed + i) for i in range(3)]
-    match = Universe(kernel=kernel, seed=seed, start=start).match_many(spec, states)
+    match = Universe(method=method, kernel=kernel, seed=seed, start=start).match_many(spec, states)
     assert all(later >= earlier for earlier, later in itertools.pairwise(match.objective))
     assert match.objective[-1] == pytest.approx(agreement(spec, states, match, kernel), abs=1e-8)
     assert match.permutations[0].is_identity
@@ -118,6 +125,8 @@ def test_faults_are_named(traced: Trace) -> None:
         Universe(kernel="cosin").match_many(spec, states)
     with pytest.raises(AutopermError, match="no start 'middle'; choose 'uniform', 'boundary' or a permutation"):
         Universe(start="middle").match_many(spec, states)
+    with pytest.raises(AutopermError, match="no method 'sinkhorn'; choose 'frank-wolfe' or 'graduated'"):
+        Universe(method="sinkhorn").match_many(spec, states)
     with pytest.raises(SpecError, match=r"2\.bias is \[10\] in the specification and \[11\] in model 2"):
         Universe().match_many(spec, [*states[:2], {**states[2], "2.bias": torch.zeros(11)}])
     states[2]["2.weight"][1, 2] = float("nan")

@@ -40,27 +40,10 @@ from ..spec import PermutationSpec
 from .frank_wolfe import Relaxation
 from .match import Match
 from .problem import Kernel
-from .soft import Soft, act, harden, soft_apply, soften
+from .soft import Soft, act, harden, normalize, soft_apply, soften
 
 Objective = Literal["l2", "midpoint", "random"]
 Optimizer = Callable[..., torch.optim.Optimizer]
-
-
-def normalize(logits: Tensor, iterations: int) -> Tensor:
-    """Return the matrices whose rows and columns are normalised in turns, the rows last.
-
-    Args:
-        logits: shape ``(..., n, n)``; the matrices before are their exponentials.
-        iterations: how often both are normalised.
-
-    Example:
-        >>> matrix = normalize(torch.tensor([[0.0, 3.0], [0.0, 0.0]]), 50)
-        >>> torch.allclose(matrix.sum(0), torch.ones(2)), torch.allclose(matrix.sum(1), torch.ones(2))
-        (True, True)
-    """
-    for _ in range(iterations):
-        logits = logits.log_softmax(-2).log_softmax(-1)
-    return logits.exp()
 
 
 @dataclass(frozen=True)

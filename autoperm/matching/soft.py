@@ -92,6 +92,23 @@ def mix(
     return mixed.reshape(front.shape).permute(sorted(range(len(order)), key=order.__getitem__))
 
 
+def normalize(logits: Tensor, iterations: int) -> Tensor:
+    """Return the matrices whose rows and columns are normalised in turns, the rows last.
+
+    Args:
+        logits: shape ``(..., n, n)``; the matrices before are their exponentials.
+        iterations: how often both are normalised.
+
+    Example:
+        >>> matrix = normalize(torch.tensor([[0.0, 3.0], [0.0, 0.0]]), 50)
+        >>> torch.allclose(matrix.sum(0), torch.ones(2)), torch.allclose(matrix.sum(1), torch.ones(2))
+        (True, True)
+    """
+    for _ in range(iterations):
+        logits = logits.log_softmax(-2).log_softmax(-1)
+    return logits.exp()
+
+
 def act(spec: PermutationSpec, soft: Mapping[str, Tensor], cell: Cell, view: Tensor) -> Tensor:
     """Return the view of a cell, mixed along all its dimensions; differentiable in both."""
     free = [(dim, name) for dim, name in enumerate(cell.names) if name is not None and name in soft]
