@@ -42,7 +42,7 @@ def named(name: str, **options: Any) -> Make:
 
     def make(data: Data) -> Matcher:
         try:
-            return partial(get_matcher(name), **options)
+            return partial(get_matcher(name), **options) if options else get_matcher(name)
         except AutopermError as error:
             raise MissingError(str(error)) from error
 
@@ -76,7 +76,7 @@ FREE: dict[str, Make] = {
     "weight, linear": named("weight", kernel="linear"),
     "weight": named("weight"),
     "frank-wolfe": named("frank-wolfe"),
-    "annealing": named("annealing"),
+    "annealing": built("annealing.SimulatedAnnealing", lambda kind, data: kind()),
 }
 ACTIVATIONS: dict[str, Make] = {
     "activation": built("activation.ActivationMatching", lambda kind, data: kind(data.batches)),

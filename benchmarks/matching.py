@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from matchers import ACTIVATIONS, FREE, Data, MissingError, run
@@ -81,9 +81,9 @@ def timed(prepare: Callable[[], Callable[[], Any]]) -> tuple[Record, Any]:
     while not seconds or (len(seconds) < 3 and sum(seconds) < 5):
         call = prepare()
         forget_peak()
-        before, start = peak(), time.perf_counter()
+        before, start = peak(), time.process_time()
         result = call()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
         memory = peak() - before if memory is None else memory
     return {"seconds": min(seconds), "memory": memory}, result
 
@@ -167,15 +167,18 @@ def restored(spec: PermutationSpec, a: dict[str, Tensor], b: dict[str, Tensor]) 
 class Products(TorchDispatchMode):
     """Count the matrix products that torch computes, by shapes and dtype."""
 
+    PLACES: ClassVar = {"mm": 0, "bmm": 0, "addmm": 1, "addmm_": 1, "baddbmm": 1, "baddbmm_": 1}
+    """Operations, and which of their arguments is the left operand."""
+
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter[tuple[tuple[int, ...], tuple[int, ...], torch.dtype]] = Counter()
+        self.found: Counter[tuple[torch.Size, torch.Size, torch.dtype]] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.bmm, torch.ops.aten.mv, torch.ops.aten.dot):
-            self.found[tuple(args[0].shape), tuple(args[1].shape), args[0].dtype] += 1
-        elif func.overloadpacket in (torch.ops.aten.addmm, torch.ops.aten.baddbmm):
-            self.found[tuple(args[1].shape), tuple(args[2].shape), args[1].dtype] += 1
+        place = self.PLACES.get(func.overloadpacket.__name__)
+        if place is not None:
+            left, right = args[place : place + 2]
+            self.found[left.shape, right.shape, left.dtype] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -188,13 +191,13 @@ def timed_assignments() -> Iterator[Counter[str]]:
     original = nested.assign
 
     def assign(scores: Any, *args: Any, **kwargs: Any) -> Any:
-        start = time.perf_counter()
+        start = time.process_time()
         found = original(scores, *args, **kwargs)
-        middle = time.perf_counter()
+        middle = time.process_time()
         for problem in scores.reshape(-1, *scores.shape[-2:]):
             linear_sum_assignment(problem, maximize=True)
         seconds["assignments"] += middle - start
-        seconds["scipy"] += time.perf_counter() - middle
+        seconds["scipy"] += time.process_time() - middle
         return found
 
     nested.assign = assign
@@ -210,12 +213,12 @@ def floor(match: Callable[[], object]) -> Record:
         match()
     total = 0.0
     for (left, right, dtype), count in products.found.items():
-        a, b = torch.randn(left).to(dtype), torch.randn(right).to(dtype)
+        a, b = (torch.randn(shape[1:] if shape[:-2] == (1,) else shape).to(dtype) for shape in (left, right))
         best = float("inf")
         for _ in range(2):
-            start = time.perf_counter()
+            start = time.process_time()
             a @ b
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         total += count * best
     return {"products": total, **seconds}
 

@@ -89,13 +89,14 @@ def assign(scores: Scores, prefer: npt.ArrayLike | None = None) -> tuple[Indices
     batch, n = scores.shape[:-2], scores.shape[-1]
     flat = scores.reshape(prod(batch), n, n)
     _check(flat)
-    kept = np.broadcast_to(np.arange(n) if prefer is None else np.asarray(prefer), (*batch, n)).reshape(len(flat), n)
-    index = np.empty((len(flat), n), dtype=np.int64)
+    kept = np.empty((*batch, n), dtype=np.int64)
+    kept[...] = np.arange(n) if prefer is None else prefer
+    kept, index = kept.reshape(len(flat), n), np.empty((len(flat), n), dtype=np.int64)
     piece = max(1, _PIECE // max(1, n * n))
     for start in range(0, len(flat), piece):
         here = slice(start, start + piece)
         index[here] = _solve(flat[here], kept[here])
-    sums = np.take_along_axis(flat, index[..., None], -1).sum((-1, -2), dtype=np.float64)
+    sums = flat[np.arange(len(flat))[:, None], np.arange(n), index].sum(-1, dtype=np.float64)
     return index.reshape(*batch, n), sums.reshape(batch)
 
 
