@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from digits_models import SETUPS, load, trained
-from matchers import ACTIVATIONS, FREE, TRAINED, Data, MissingError, run
+from matchers import ACTIVATIONS, FREE, LONG, Data, MissingError, run
 from models import ResNet20
 from page import fill, table
 from torch import Tensor, nn
@@ -38,7 +38,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import autoperm
 
-MATCHERS = {**FREE, **ACTIVATIONS, **TRAINED}
+MATCHERS = {**FREE, **ACTIVATIONS, **LONG}
 METHODS = [*MATCHERS, "rebasin"]
 TRAIN, TEST, BATCH = 1000, 1000, 250
 """Images that matchers and BatchNorm see, and images that the loss is of, where there are far more."""

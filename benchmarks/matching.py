@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument("--matchers", nargs="*", default=METHODS, choices=METHODS)
     parser.add_argument("--pairs", nargs="*", default=list(PAIRS), choices=PAIRS)
     parser.add_argument("--again", nargs="*", default=[], choices=METHODS, help="matchers to measure anew")
-    parser.add_argument("--timeout", type=float, default=1800, help="seconds for a process")
+    parser.add_argument("--timeout", type=float, default=900, help="seconds for a process")
     parser.add_argument("--page", type=Path, help="a page to write the tables into; they are printed too")
     parser.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--spec", type=Path, help=argparse.SUPPRESS)
