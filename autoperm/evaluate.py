@@ -99,9 +99,9 @@ class Evaluator:
         hits: int | None = 0
         with evaluating(model), torch.no_grad():
             for batch in self.loader:
-                inputs, target = _pair(to_device(batch, device))
+                inputs, target = pair(to_device(batch, device))
                 output = model(inputs)
-                samples = _samples(target)
+                samples = samples_in(target)
                 total += samples * _scalar(self.loss(output, target))
                 correct = _hits(output, target)
                 hits = None if hits is None or correct is None else hits + correct
@@ -203,7 +203,16 @@ def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
     return isinstance(value, Mapping)
 
 
-def _pair(batch: Any) -> tuple[Any, Any]:
+def pair(batch: Any) -> tuple[Any, Any]:
+    """Return the input and the target of a batch.
+
+    Raises:
+        EvaluationError: If the batch is anything but a pair.
+
+    Example:
+        >>> pair([1, 2])
+        (1, 2)
+    """
     if not is_sequence(batch) or len(batch) != 2:
         raise EvaluationError(
             f"the loader yielded a {type(batch).__name__}, not a pair (input, target); "
@@ -212,7 +221,16 @@ def _pair(batch: Any) -> tuple[Any, Any]:
     return batch[0], batch[1]
 
 
-def _samples(target: Any) -> int:
+def samples_in(target: Any) -> int:
+    """Return the number of samples that a target is for.
+
+    Raises:
+        EvaluationError: If it is no tensor with samples along its first axis.
+
+    Example:
+        >>> samples_in(torch.zeros(3, 2))
+        3
+    """
     if not isinstance(target, Tensor) or target.ndim == 0:
         raise EvaluationError(
             f"the target is a {type(target).__name__}, but must be a tensor with samples along its first axis"

@@ -11,10 +11,13 @@ from torch import Tensor
 from ..errors import AutopermError
 from ..permutation import Permutation
 from ..spec import PermutationSpec
-from .match import Match
+from .frank_wolfe import frank_wolfe
+from .match import ManyMatch, Match
+from .sinkhorn import Sinkhorn
+from .universe import Universe
 from .weight import weight_matching
 
-__all__ = ["Match", "Matcher", "get_matcher", "weight_matching"]
+__all__ = ["ManyMatch", "Match", "Matcher", "Sinkhorn", "Universe", "frank_wolfe", "get_matcher", "weight_matching"]
 
 
 class Matcher(Protocol):

@@ -27,3 +27,22 @@ class Match:
     converged: bool
     alternating: tuple[str, ...] = ()
     interrupted: bool = False
+
+
+@dataclass(frozen=True)
+class ManyMatch:
+    """The result of a matcher of many models.
+
+    Attributes:
+        permutations: one for each model.
+        objective: the matcher's objective before the first step and after each one; it never falls.
+        sweeps: how often every model was visited.
+        converged: whether the last sweep changed nothing.
+        interrupted: whether it was interrupted; the permutations are the best until then.
+    """
+
+    permutations: tuple[Permutation, ...]
+    objective: tuple[float, ...]
+    sweeps: int
+    converged: bool
+    interrupted: bool = False
