@@ -48,3 +48,7 @@ class EquivalenceError(AutopermError):
 
 class EvaluationError(AutopermError):
     """An evaluation gave something that is not a dictionary of finite numbers, or had no data."""
+
+
+class ActivationsError(AutopermError):
+    """Activations cannot be used: NaN or infinite values, or shapes that do not fit the recorded ones."""

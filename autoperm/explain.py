@@ -22,7 +22,8 @@ from .rules import op_name
 from .signature import format_pattern
 from .spec import PermutationSpec
 from .terms import FACTOR, Pin, Term, find, leaves_of
-from .write import Inference, describe_pin, leaves
+from .trees import leaves
+from .write import Inference, describe_pin
 
 Node = tuple[Value, int]
 """An axis of a value. One more than it has stands for the axis whose positions its numbers are."""

@@ -1,36 +1,27 @@
 """Settled terms to patterns: the last step of discovery, where variables become names.
 
-A family that lies behind a sum in its own axis is written by distributing the sum over it: three members of ``h`` and
-``d`` over the parts of an axis of length 3 are ``((h d) + (h d) + (h e))``. A family that cannot be written so (its
-axis is another axis of the parameter) collapses: fewer symmetries, never a wrong one. One that stands right before the
-sum is written by turns, ``((h d) | (i e))``; what takes turns may itself be written so, ``((a | b) | c)``.
+A family of a parameter that cannot be written (:mod:`autoperm.trees`), because its axis is another axis of the
+parameter, collapses: fewer symmetries, never a wrong one.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from string import ascii_lowercase
 
 from .axes import collapse
 from .graph import Call, Graph, Value
-from .presence import Cell, Members, all_cells, flatten, pin_disturbed, settle, varies_over, with_units
+from .presence import Cell, Members, all_cells, pin_disturbed, settle, varies_over, with_units
 from .rules import op_name
 from .rules.meaning import Positions
-from .signature import Interleaving, Name, Pinned, Product, Sum
+from .signature import Interleaving, Name, Pattern, Pinned, Product, Sum
 from .signature import Term as Notation
 from .spec import Factor, PermutationSpec
-from .terms import CONSTANT, FAMILY, PRODUCT, SUM, Arranged, Pin, Term, factor, find, has_family, parts_of, pin
-
-Tree = Term | tuple[str, list["Tree"]]
-"""A leaf term, or ("product" | "sum" | "turns" | "turn", children)."""
-
-
-class _CollapsedError(Exception):
-    """A family could not be written and was collapsed; settle again and start over."""
+from .terms import CONSTANT, SUM, Arranged, Pin, Term, factor, find, parts_of, pin
+from .trees import Tree, UnwrittenError, at_part, leaves, tree_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +75,50 @@ class Inference:
             notes=tuple(self.graph.notes),
             inference=self,
         )
+
+    def patterns(self, value: Value) -> list[tuple[tuple[int, int, int] | None, Pattern]]:
+        """Write the pattern of any value, an activation too.
+
+        Where other factors stand at other places of an axis, as in the hidden states of stacked layers, there is one
+        pattern for each part of that axis.
+
+        Returns:
+            Pairs of the axis, start and length of a part (None: the whole value) and its pattern; empty if that cannot
+            be written: if an axis moves that no parameter has, such as slots sorted by the expert they go to; if a
+            factor is there without what it varies over; or if neighbours that are one factor are on two axes.
+        """
+        terms = list(map(find, self.terms[value]))
+        members = Members()
+        whole = self._pattern(terms, members)
+        if whole is not None:
+            return [(None, whole)]
+        for axis, term in enumerate(terms):
+            if term.kind == SUM:
+                found: list[tuple[tuple[int, int, int] | None, Pattern]] = []
+                start = 0
+                for part in parts_of(term):
+                    rest = [part if i == axis else at_part(other, part, members) for i, other in enumerate(terms)]
+                    pattern = self._pattern(rest, members)
+                    if pattern is not None:
+                        found.append(((axis, start, part.size), pattern))
+                    start += part.size
+                if found:
+                    return found
+        return []
+
+    def _pattern(self, terms: Sequence[Term], members: Members) -> Pattern | None:
+        merges = {parts[0]: (parts[1], whole) for whole, parts in self.merged.items()}
+        try:
+            trees = [_merged_tree(tree_of([find(term)], members), merges) for term in terms]
+        except UnwrittenError:
+            return None
+        free = (leaf for tree in trees for leaf in leaves(tree) if leaf.pin is None and leaf.kind != CONSTANT)
+        if any(leaf.size > 1 and leaf not in self.factors for leaf in free):
+            return None
+        here = [self.factors[leaf] for tree in trees for leaf in leaves(tree) if leaf in self.factors]
+        if not {outer for found in here for outer in found.over} <= {found.name for found in here}:
+            return None
+        return tuple(_notation(tree, self.factors) for tree in trees)
 
     def reasons(self) -> dict[str, str]:
         """Say for each pinned factor of ``spec(name_pinned=True)`` why it is pinned."""
@@ -147,8 +182,10 @@ def _settle_and_write(
         members = Members()
         written: dict[Value, list[Tree]] = {}
         for value, axes in zip(values, tensors, strict=False):
-            with suppress(_CollapsedError):
-                written[value] = [_tree([find(term)], members) for term in axes]
+            try:
+                written[value] = [tree_of([find(term)], members) for term in axes]
+            except UnwrittenError as error:  # settle again and start over
+                collapse(error.family)
         if len(written) == len(values):
             return all_cells(tensors, unused), written
 
@@ -183,71 +220,6 @@ def _pin_unused(cells: Mapping[Cell, bool]) -> None:
             for term in axis:
                 if term not in computed:
                     pin(term, Pin("the traced path never uses this part"))
-
-
-# --- trees
-
-
-def _tree(terms: list[Term], members: Members) -> Tree:
-    """Write a row-major product of terms, distributing sums over the families behind them."""
-    flat = flatten(terms)
-    nodes: list[Tree] = []
-    for index, term in enumerate(flat):
-        if term.kind == FAMILY:
-            turns = _turns(flat[index:], members)
-            if turns is None:
-                collapse(term)
-                raise _CollapsedError
-            nodes.append(("turns", turns))
-            break
-        if term.kind == SUM:
-            rest = flat[index + 1 :]
-            if any(has_family(other) for other in rest):
-                rows = [[part, *(_at(other, part, members) for other in rest)] for part in parts_of(term)]
-                nodes.append(("sum", [_tree(row, members) for row in rows]))
-                break
-            nodes.append(("sum", [_tree([part], members) for part in parts_of(term)]))
-        elif term.size > 1:
-            nodes.append(term)
-    if not nodes:
-        return flat[0] if flat else factor(1)
-    return nodes[0] if len(nodes) == 1 else ("product", nodes)
-
-
-def _turns(terms: Sequence[Term], members: Members) -> list[Tree] | None:
-    """Write families over a sum behind them: the members take turns, each with its part of the sum."""
-    place = next((index for index, term in enumerate(terms) if term.kind == SUM), None)
-    if place is None:
-        return None
-    found: list[Tree] = []
-    for part in parts_of(terms[place]):
-        lead = [_at(term, part, members) for term in terms[:place]]
-        rest = [part, *(_at(term, part, members) for term in terms[place + 1 :])]
-        found.append(("turn", [_tree(lead, members), _tree(rest, members)]))
-    return found
-
-
-def _at(term: Term, part: Term, members: Members) -> Term:
-    """Return a term as it is at a part of an axis to its left."""
-    term = find(term)
-    while term.kind == FAMILY:
-        member = members.at_part(term, part)
-        if member is None:
-            return term
-        term = member
-    if term.kind in (PRODUCT, SUM) and has_family(term):
-        children = [_at(child, part, members) for child in term.children]
-        return Term(term.kind, term.size, children)
-    return term
-
-
-def leaves(tree: Tree) -> Iterator[Term]:
-    """Yield the factors of a tree, left to right."""
-    if isinstance(tree, Term):
-        yield tree
-    else:
-        for child in tree[1]:
-            yield from leaves(child)
 
 
 # --- neighbours that nothing tells apart

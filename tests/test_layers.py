@@ -16,14 +16,17 @@ ROOT = Path(autoperm.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
     {"signature", "cutting", "state", "evaluate", "copies", "structure"},
-    {"axes", "spec", "merge", "renormalize"},
+    {"axes", "spec", "merge", "renormalize", "moments"},
     {"by_hand"},
     {"presence", "layout", "report", "rules", "interpolate", "interchange", "rails"},
-    {"permutation", "plot", "trace"},
+    {"permutation", "plot", "trace", "correspondence", "trees"},
     {"inputs"},
     {"equivalence", "matching", "write"},
     {"discover", "perturb"},
-    {"align", "explain", "probe"},
+    {"activations", "explain", "probe"},
+    {"speakers"},
+    {"activation_matching"},
+    {"align"},
     {"testing"},
     {"__init__"},
 ]
@@ -38,11 +41,11 @@ TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
     "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "merge",
-    "renormalize", "interpolate", "plot", "perturb", "probe", "testing",
+    "renormalize", "interpolate", "plot", "perturb", "probe", "testing", "moments", "correspondence",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
-    "graph", "trace", "terms", "cutting", "axes", "presence",
-    "rules", "write", "discover", "inputs",
+    "graph", "trace", "terms", "cutting", "axes", "presence", "trees",
+    "rules", "write", "discover", "inputs", "activations",
 }  # fmt: skip
 
 DOORS = {

@@ -66,7 +66,7 @@ class Nested:
         """
         scores: dict[str, Array] = {}
         for name, gram in grams.items():
-            scores[name] = _interleave(gram, len(self.aligned(name)), len(self.path(name)))
+            scores[name] = gram.transpose(interleaved(len(self.aligned(name)), len(self.path(name))))
         chosen: dict[str, Indices] = {}
         best = 0.0
         for name in sorted(self.active, key=lambda name: -len(self.spec.factors[name].over)):
@@ -100,7 +100,10 @@ class Nested:
         return found
 
 
-def _interleave(gram: Array, aligned: int, path: int) -> Array:
-    """Put each of A's positions beside B's on the same level: ``(..., h, d, h', d')`` to ``(..., h, h', d, d')``."""
-    order = [*range(aligned), *(aligned + i + side * path for i in range(path) for side in (0, 1))]
-    return gram.transpose(order)
+def interleaved(aligned: int, path: int) -> list[int]:
+    """Put each of A's positions beside B's on the same level: ``(..., h, d, h', d')`` to ``(..., h, h', d, d')``.
+
+    Returns:
+        The order of the axes of a Gram matrix.
+    """
+    return [*range(aligned), *(aligned + i + side * path for i in range(path) for side in (0, 1))]

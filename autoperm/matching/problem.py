@@ -35,15 +35,28 @@ _SMALL = 1 << 14
 """Cells with fewer elements are multiplied together, as one matrix: many small products cost more than a copy."""
 
 
-class _Unfolding(NamedTuple):
-    """How a cell becomes a batch of matrices: the order of its dimensions, and how many are batch and rows."""
+class Unfolding(NamedTuple):
+    """How a cell becomes a batch of matrices with a row for each unit of a factor.
+
+    Attributes:
+        factor: the factor.
+        order: the dimensions of the cell: the batch, the rows, and what is summed over.
+        batch: the sizes of the first.
+        rows: the sizes of the second: the path to the factor.
+    """
 
     factor: str
     order: tuple[int, ...]
     batch: tuple[int, ...]
     rows: tuple[int, ...]
 
+    @property
+    def path(self) -> tuple[int, ...]:
+        """The dimensions of the rows."""
+        return self.order[len(self.batch) : len(self.batch) + len(self.rows)]
+
     def __call__(self, view: Tensor) -> Tensor:
+        """Return the view of the cell as a batch of matrices."""
         return view.permute(self.order).reshape(prod(self.batch), prod(self.rows), -1)
 
 
@@ -136,7 +149,7 @@ class Problem:
         for cell in self.cells:
             for name in {name for name in cell.names if name in self.indices}:
                 self._carrying[name].append(cell)
-        self._unfoldings: dict[tuple[frozenset[str], int], list[_Unfolding]] = {}
+        self._unfoldings: dict[tuple[frozenset[str], int], list[Unfolding]] = {}
         self._identity = self.indices
         self._rounding = 4 * max((torch.finfo(tensor.dtype).eps for tensor in self.a.values()), default=0.0)
         if start is not None and not start.is_identity:
@@ -155,6 +168,14 @@ class Problem:
         """Return the inner product of a tensor of A and of B as it stands."""
         return float(torch.sum(self.a[name] * self.b[name], dtype=torch.float64))
 
+    def carrying(self, names: Iterable[str]) -> list[Cell]:
+        """Return the cells that carry one of some factors."""
+        return list({id(cell): cell for name in names for cell in self._carrying[name]}.values())
+
+    def views(self, cell: Cell) -> tuple[Tensor, Tensor]:
+        """Return a cell of A and of B as it stands."""
+        return self._views[id(cell)]
+
     def permutation(self) -> Permutation:
         """Return what was found so far."""
         return Permutation(self.spec, self.indices)
@@ -165,7 +186,7 @@ class Problem:
 
     def mass(self, cell: Cell) -> float:
         """Return what a cell could at most add to the objective."""
-        a, b = self._views[id(cell)]
+        a, b = self.views(cell)
         return self.weights[cell.tensor] * float(a.norm().double() * b.norm().double())
 
     # --- moving
@@ -176,9 +197,8 @@ class Problem:
         if not found:
             return
         self.moves += 1
-        cells = {id(cell): cell for name in found for cell in self._carrying[name]}
-        for key, cell in cells.items():
-            view = self._views[key][1]
+        for cell in self.carrying(found):
+            view = self.views(cell)[1]
             view.copy_(self._gathered(view, cell.names, cell.axes, found))
             self.changed[cell.tensor] = self.moves
         indices = dict(self.indices)
@@ -241,35 +261,34 @@ class Problem:
 
     def task(self, active: frozenset[str], cells: Sequence[Cell] | None = None) -> Task:
         """Return the search for the best move of some factors, for some cells (all)."""
-        if cells is None:
-            cells = list({id(cell): cell for name in active for cell in self._carrying[name]}.values())
+        cells = self.carrying(active) if cells is None else cells
         products, shapes = [], {}
         for cell in cells:
-            for unfold in self._unfold(active, cell):
-                a, b = (unfold(view) for view in self._views[id(cell)])
+            for unfold in self.unfold(active, cell):
+                a, b = (unfold(view) for view in self.views(cell))
                 products.append((unfold.factor, a, b, self.weights[cell.tensor]))
                 shapes[unfold.factor] = (*unfold.batch, *unfold.rows, *unfold.rows)
         return Task(Nested(self.spec, active), products, shapes, self._identity, self._rounding)
 
-    def _unfold(self, active: frozenset[str], cell: Cell) -> list[_Unfolding]:
+    def unfold(self, active: frozenset[str], cell: Cell) -> list[Unfolding]:
         """How a cell is unfolded for the innermost of some factors, once for each axis where that stands."""
         key = (active, id(cell))
         if key not in self._unfoldings:
             self._unfoldings[key] = list(self._make_unfoldings(Nested(self.spec, active), cell))
         return self._unfoldings[key]
 
-    def _make_unfoldings(self, nested: Nested, cell: Cell) -> Iterator[_Unfolding]:
+    def _make_unfoldings(self, nested: Nested, cell: Cell) -> Iterator[Unfolding]:
         here = [name for name in dict.fromkeys(cell.names) if name in nested.active]
         if not here:
             return
         innermost = max(here, key=lambda name: len(self._over(name)))
-        shape = self._views[id(cell)][0].shape
+        shape = self.views(cell)[0].shape
         for place in (dim for dim, name in enumerate(cell.names) if name == innermost):
             aligned = [cell.dim(outer, place) for outer in nested.aligned(innermost)]
             path = [*(cell.dim(outer, place) for outer in nested.path(innermost)[:-1]), place]
             rest = [dim for dim in range(len(shape)) if dim not in {*aligned, *path}]
             sizes = [tuple(shape[dim] for dim in dims) for dims in (aligned, path)]
-            yield _Unfolding(innermost, (*aligned, *path, *rest), *sizes)
+            yield Unfolding(innermost, (*aligned, *path, *rest), *sizes)
 
 
 def _add_product(sums: dict[str, Tensor], name: str, a: Tensor, b: Tensor, weight: float) -> None:

@@ -69,17 +69,35 @@ def random_soft(spec: PermutationSpec, like: Tensor, generator: torch.Generator)
     return {name: (matrix + sum(corner[name] for corner in corners) / 3) / 2 for name, matrix in centre.items()}
 
 
+def mix(
+    spec: PermutationSpec, soft: Mapping[str, Tensor], cell: Cell, view: Tensor, dim: int, *, back: bool = False
+) -> Tensor:
+    """Return the view of a cell, mixed along one of its dimensions; differentiable in both.
+
+    Args:
+        spec: the specification.
+        soft: matrices by factor.
+        cell: the cell.
+        view: the cell of some tensor. What the factor varies over is indexed as it stands there.
+        dim: the dimension.
+        back: mix by the transposed matrices, from places to where their units come from.
+    """
+    name = str(cell.names[dim])
+    over = [cell.dim(outer, dim) for outer in spec.factors[name].over]
+    rest = [other for other in range(view.ndim) if other not in over and other != dim]
+    order = [*over, dim, *rest]
+    front = view.permute(order)
+    matrix = soft[name].to(view)
+    mixed = (matrix.mT if back else matrix) @ front.reshape(*front.shape[: len(over) + 1], -1)
+    return mixed.reshape(front.shape).permute(sorted(range(len(order)), key=order.__getitem__))
+
+
 def act(spec: PermutationSpec, soft: Mapping[str, Tensor], cell: Cell, view: Tensor) -> Tensor:
-    """Return the view of a cell, mixed along its dimensions; differentiable in both."""
+    """Return the view of a cell, mixed along all its dimensions; differentiable in both."""
     free = [(dim, name) for dim, name in enumerate(cell.names) if name is not None and name in soft]
     # From the outermost in: where a unit ends up is known before the matrix that belongs to that place is needed.
-    for dim, name in sorted(free, key=lambda item: len(spec.factors[item[1]].over)):
-        over = [cell.dim(outer, dim) for outer in spec.factors[name].over]
-        rest = [other for other in range(view.ndim) if other not in over and other != dim]
-        order = [*over, dim, *rest]
-        front = view.permute(order)
-        mixed = soft[name].to(view) @ front.reshape(*front.shape[: len(over) + 1], -1)
-        view = mixed.reshape(front.shape).permute(sorted(range(len(order)), key=order.__getitem__))
+    for dim, _ in sorted(free, key=lambda item: len(spec.factors[item[1]].over)):
+        view = mix(spec, soft, cell, view, dim)
     return view
 
 

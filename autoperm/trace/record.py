@@ -1,8 +1,7 @@
 """A model to a functional graph by running it once: for models whose Python looks at the values of tensors.
 
-Every operation of one run on real tensors is recorded. In inference mode PyTorch hands structured operations
-(``linear``, ``layer_norm``, ``scaled_dot_product_attention``) to a dispatch mode whole; one that no rule knows is taken
-apart by its own decomposition, and recorded in pieces. Writes in place are followed by :mod:`~autoperm.trace.aliases`.
+Every operation of one run on real tensors is recorded, whole or in pieces (:mod:`~autoperm.trace.level`). Writes in
+place are followed by :mod:`~autoperm.trace.aliases`.
 
 What such a graph stands for is the path that the run took. Where the model reads a value into Python (a branch, a
 loop over what ``nonzero`` finds, a size), the path depends on it. What is read is held in place, so that no permutation
@@ -17,40 +16,56 @@ with other weights, and a stranger that changes with them is an error: what beca
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..copies import copy_model
 from ..errors import TraceError
 from ..graph import Call, Graph, Value, Where
-from ..rules import has_rule, op_name
+from ..rules import op_name
 from ..structure import copy_inputs, named_inputs, operands_of, replace_tensors, tensors_in
 from .aliases import Slot, as_strided, emit_as_strided, steps_of
 from .boundary import finish, model_tensors, model_values, some
-from .schema import functional, in_order, masks_among, written_by
+from .level import INDEXING, NAMELESS, Level, results_of, seen
+from .schema import functional, in_order
 from .tape import Tape, memory_of
 
-_ABOUT = frozenset(
-    "aten.size aten.stride aten.dim aten.numel aten.storage_offset aten.sym_size aten.sym_stride aten.sym_numel "
-    "aten.sym_storage_offset aten.is_contiguous aten.is_floating_point aten.is_complex aten.is_same_size "
-    "aten.is_signed aten.is_inference aten.is_conj aten.is_neg aten.is_pinned aten.result_type aten.can_cast "
-    "aten.is_non_overlapping_and_dense aten.promote_types aten.is_strides_like aten._has_compatible_shallow_copy_type "
-    "prim.device prim.layout aten.detach_ aten.requires_grad_ aten.record_stream".split()
-)
-"""What asks for the form of tensors, not for their values, or does nothing to them."""
-
 _MOVING_MEMORY = frozenset("aten.resize_ aten.resize_as_ aten.set_".split())
-_INDEXING = frozenset("aten.index aten.index_put aten.index_put_ aten._index_put_impl_ aten._unsafe_index".split())
 _NORMS = frozenset("aten.batch_norm aten.instance_norm".split())
 
 _READERS: dict[Any, str] = {
     getattr(Tensor, name): name for name in ("tolist", "numpy", "__array__", "__dlpack__", "data_ptr", "__reduce_ex__")
 }
 """What gives the values of a tensor to code that is not recorded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a value was computed: the number of the step, which of its results it is, and of what type."""
+
+    step: int
+    result: int
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """What a run did.
+
+    Attributes:
+        graph: its functional graph.
+        steps: the operation of each step.
+        places: which result of which step each value was, if it was one: views that are read anew after a write to
+            what they show are not.
+    """
+
+    graph: Graph
+    steps: tuple[Any, ...]
+    places: Mapping[Value, Place]
 
 
 def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], notes: Sequence[str] = ()) -> Graph:
@@ -75,6 +90,17 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], n
         >>> print(graph.notes[0])
         the path depends on data, and the symmetries hold on the path that was recorded; verify on inputs that ...
     """
+    return rehearse(model, args, kwargs, notes).graph
+
+
+def rehearse(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], notes: Sequence[str] = ()
+) -> Recording:
+    """Record a model as :func:`record` does, with the steps of the run.
+
+    Raises:
+        TraceError: if weights flow into the outputs in a way that cannot be recorded.
+    """
     recorder = _Recorder(copy_model(model).eval())
     outputs = recorder.run(args, kwargs)
     tape = recorder.tape
@@ -82,10 +108,11 @@ def record(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], n
         _check_strangers(model, args, kwargs, tape.strangers)
     path = (
         "the path depends on data, and the symmetries hold on the path that was recorded; verify on inputs that lead "
-        "elsewhere: " + some(list(recorder.places))
+        "elsewhere: " + some(list(recorder.read))
     )
-    notes = [*notes, *([path] if recorder.places else [])]
-    return finish(recorder.model, recorder.values, tape.calls, recorder.inputs, outputs, notes)
+    notes = [*notes, *([path] if recorder.read else [])]
+    graph = finish(recorder.model, recorder.values, tape.calls, recorder.inputs, outputs, notes)
+    return Recording(graph, tuple(recorder.steps), recorder.places)
 
 
 def _check_strangers(
@@ -112,15 +139,18 @@ def _check_strangers(
                 )
 
 
-class _Recorder(TorchDispatchMode):
+class _Recorder(Level):  # type: ignore[no-untyped-call]
     """One run of a model: says of each operation what it does to the tape."""
 
     def __init__(self, model: nn.Module) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.model = model
+        self.steps: list[Any] = []
+        self.nameless = False
+        self.places: dict[Value, Place] = {}
         self.values = model_values(model)
         self.inputs: list[Value] = []
-        self.places: dict[str, None] = {}
+        self.read: dict[str, None] = {}
         self.held: list[Value] = []
         self.hollow: set[Value] = set()
         self.tape = tape = Tape({id(module): path for path, module in reversed(list(model.named_modules()))})
@@ -147,13 +177,8 @@ class _Recorder(TorchDispatchMode):
                 self.inputs.append(value)
                 tape.varying.add(value)
                 tape.give(tensor, value)
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)  # its whole layers are operations without rules
-        try:
-            with torch.inference_mode(), _Readers(self), self:
-                result = self.model(*args, **kwargs)
-        finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
+        with seen(), _Readers(self), self:
+            result = self.model(*args, **kwargs)
         outputs = [tape.value(tensor) for tensor in tensors_in(result)]
         outputs += [slot.value for slot in tape.given if slot.writes]
         return list(dict.fromkeys([*outputs, *self.held]))
@@ -163,55 +188,38 @@ class _Recorder(TorchDispatchMode):
         varying = [value for value in values if value in self.tape.varying]
         if varying:
             self.tape.data_in_python = True
-            self.places[f"{name}, {self.tape.where()}"] = None
+            self.read[f"{name}, {self.tape.where()}"] = None
         if hold:
             self.held += varying
 
     # --- operations
 
-    def __torch_dispatch__(
-        self, op: Any, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run an operation, and record it."""
-        kwargs = kwargs or {}
-        name = op_name(op)
-        if name in _ABOUT or not (op._schema.returns or op._schema.is_mutable):
-            return op(*args, **kwargs)
-        if name in _MOVING_MEMORY:
-            raise TraceError(f"{name} gives a tensor other memory, which cannot be followed\n  {self.tape.where()}")
-        if name in _INDEXING and (masks := masks_among(args[1])):
-            with self:  # the places that a mask means are what is used
-                places = [item.nonzero().unbind(1) if i in masks else [item] for i, item in enumerate(args[1])]
-                return op(args[0], [place for found in places for place in found], *args[2:], **kwargs)
-        if name == "aten.lift_fresh":
-            self._literals(args)
-            return op(*args, **kwargs)
-        written = written_by(op, args, kwargs)
-        if not written and not any("Tensor" in str(result.type) for result in op._schema.returns):
-            self.note_read(name, list(map(self.tape.value, operands_of([args, kwargs]))), hold=True)
-            return op(*args, **kwargs)
-        if not written and (not has_rule(op) or op is torch.ops.aten.where.default) and op._can_decompose():
-            self._hold_integers(args, kwargs)
-            with self:
-                made = op.decompose(*args, **kwargs)
-            if made is not NotImplemented:
-                return made
-        return self._record(op, args, kwargs, written)
-
-    def _literals(self, args: tuple[Any, ...]) -> None:
+    def literals(self, args: tuple[Any, ...]) -> None:
         """Take in the tensors that Python has just made of numbers."""
         for tensor in operands_of(args):
             if tensor not in self.tape:
                 self.tape.add(tensor, self.tape.constant("literal", tensor, known=not self.tape.data_in_python))
 
-    def _hold_integers(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def reads(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Hold what Python learns."""
+        self.note_read(name, list(map(self.tape.value, operands_of([args, kwargs]))), hold=True)
+
+    def takes_apart(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hold the sizes and places that an operation may read by their address when it is taken apart."""
         for tensor in operands_of([args, kwargs]):
             value = self.tape.value(tensor)
             if value in self.tape.varying and not (tensor.is_floating_point() or tensor.is_complex()):
                 self.held.append(value)
 
-    def _record(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: list[Tensor]) -> Any:
+    def step(self, op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], written: list[Tensor]) -> Any:
+        """Run an operation, and record it."""
+        if op_name(op) in _MOVING_MEMORY:
+            raise TraceError(
+                f"{op_name(op)} gives a tensor other memory, which cannot be followed\n  {self.tape.where()}"
+            )
+        self.nameless = op_name(op) in NAMELESS
+        if not self.nameless:
+            self.steps.append(op)
         operands = list(operands_of([args, kwargs]))
         given, named = replace_tensors((args, kwargs), self.tape.value)  # as they are before the call
         if torch.Tag.inplace_view in op.tags:  # the tensor becomes a view of what it was
@@ -221,7 +229,7 @@ class _Recorder(TorchDispatchMode):
             self._see(op, given, named, [made], [before])
             return made
         made = op(*args, **kwargs)
-        results = [made] if isinstance(made, Tensor) else list(made) if isinstance(made, (list, tuple)) else []
+        results = results_of(made)
         if written:
             self._overwrite(op, given, named, results, written)
         elif not all(any(result is operand for operand in operands) for result in results):
@@ -247,6 +255,7 @@ class _Recorder(TorchDispatchMode):
                 "that is no operation of torch.ops has filled it; wrap the kernel: torch.library.custom_op"
             )
         values = self.tape.emit(op, given, named, results)
+        self._place(results, results, values)
         for tensor, value in zip(results, values, strict=True):
             if value is not None:
                 self.tape.add(tensor, value)
@@ -254,7 +263,7 @@ class _Recorder(TorchDispatchMode):
             self.hollow.update(value for value in values if value is not None and 0 not in value.shape)
         if name in _NORMS and given[5]:  # it writes to running statistics without saying so
             self.held += [value for value in given[3:5] if isinstance(value, Value)]
-        if torch.Tag.dynamic_output_shape in op.tags and name not in _INDEXING:
+        if torch.Tag.dynamic_output_shape in op.tags and name not in INDEXING:
             self.note_read(name, operands, hold=False)
 
     def _see(
@@ -271,6 +280,7 @@ class _Recorder(TorchDispatchMode):
             values: list[Value | None] = [emit_as_strided(first, given[0], results[0], self.tape.emit_one)]
         else:
             values = self.tape.emit(functional(op) or op, given, named, results)
+        self._place(results, results, values)
         if first is not None and all(parent is first for parent in parents):
             name = op_name(op).removesuffix("_")
             steps = steps_of(name, in_order(op, given, named)[1:], first.tensor, list(results))
@@ -293,11 +303,22 @@ class _Recorder(TorchDispatchMode):
         named = {key: item for key, item in named.items() if key not in out}
         if form is None or len(form._schema.returns) != len(results):
             made = [*(result for result in results if not any(result is tensor for tensor in written)), *written]
-        for tensor, value in zip(made, self.tape.emit(form or op, given, named, made), strict=True):
+        values = self.tape.emit(form or op, given, named, made)
+        self._place(results, made, values)
+        for tensor, value in zip(made, values, strict=True):
             if value is not None and any(tensor is other for other in written):
                 self.tape.write(tensor, value)
             elif value is not None:
                 self.tape.add(tensor, value)
+
+    def _place(self, results: Sequence[Any], made: Sequence[Any], values: Sequence[Value | None]) -> None:
+        """Note which result of the step that is being recorded each value is."""
+        if self.nameless:
+            return
+        for tensor, value in zip(made, values, strict=True):
+            number = next((i for i, result in enumerate(results) if result is tensor), None)
+            if value is not None and number is not None:
+                self.places[value] = Place(len(self.steps) - 1, number, tensor.dtype)
 
 
 class _Readers(TorchFunctionMode):
