@@ -40,6 +40,9 @@ METHODS = [*MATCHERS, "rebasin"]
 PAIRS = ("independent", "planted")
 WITH_FLOOR = ("weight, linear", "weight")
 
+BATCHES = 16
+"""Of two random inputs each, for matchers that run the models."""
+
 Record = dict[str, Any]
 
 
@@ -108,13 +111,15 @@ def measure(model: str, kind: str, method: str, spec: PermutationSpec) -> Record
     """Match one pair by one method, in this process."""
     torch.set_num_threads(1)
     a, b, planted = pair(model, kind, spec)
-    x = MODELS[model].inputs()
+    inputs = MODELS[model].inputs
+    x = inputs(0)
     with torch.no_grad():
         expected = b(x)
     if method == "rebasin":
         record, permutation, moved = by_rebasin(a, b, x)
     else:
-        matcher = MATCHERS[method](Data([(x, torch.zeros(len(x)))], F.cross_entropy))
+        batches = [(inputs(seed), torch.zeros(len(x))) for seed in range(BATCHES)]
+        matcher = MATCHERS[method](Data(batches, F.cross_entropy))
         record, permutation = timed(lambda: partial(run, matcher, spec, a, b))
         moved = permutation.apply(b)
     with torch.no_grad():
@@ -243,7 +248,7 @@ def record_of(args: argparse.Namespace, model: str, kind: str, method: str) -> R
     if not out.exists() or method in args.again:
         spec = args.cache / f"{model}-spec.json"
         if not spec.exists():
-            spec.write_text(autoperm.discover(MODELS[model].build().eval(), MODELS[model].inputs()).to_json())
+            spec.write_text(autoperm.discover(MODELS[model].build().eval(), MODELS[model].inputs(0)).to_json())
         command = [sys.executable, __file__, "--cache", args.cache, "--worker", model, kind, method]
         command += ["--spec", spec, "--out", out]
         try:

@@ -89,7 +89,7 @@ def test_the_floor_counts_products_and_assignments(spec: PermutationSpec) -> Non
 
 def test_a_model_of_its_published_size() -> None:
     """Hand-written specifications of ResNet20 have 12 permutations."""
-    spec = discover(ResNet20().eval(), MODELS["resnet20"].inputs())
+    spec = discover(ResNet20().eval(), MODELS["resnet20"].inputs(0))
     assert len(spec.groups) == 12
     assert not spec.unknown
 
