@@ -27,9 +27,13 @@ test: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/mkdocs build --strict
 
-# Half an hour or more. Trained weights and results are kept in .benchmarks.
+# Hours. Trained weights and results are kept in .benchmarks, so that an interrupted run goes on.
+DATA ?= ../shared/data
+
 benchmark: $(STAMP)
-	$(BIN)/python -m pip install --quiet --no-deps rebasin torchview graphviz
+	$(BIN)/python -m pip install --quiet --no-deps rebasin==0.0.47 torchview graphviz
+	$(BIN)/python benchmarks/matching.py --cache .benchmarks --page docs/benchmarks.md
+	$(BIN)/python benchmarks/barriers.py --cache .benchmarks --data $(DATA) --page docs/benchmarks.md
 	$(BIN)/python benchmarks/digits.py --cache .benchmarks
 
 # Models of the zoo, in an environment of their own: its pins, and no package beside torch's CPU build pulls in another.

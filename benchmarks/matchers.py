@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from importlib import import_module
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+import autoperm
 from autoperm import Permutation, PermutationSpec
 from autoperm.errors import AutopermError
 from autoperm.evaluate import Loss
-from autoperm.matching import Match, Matcher, get_matcher
+from autoperm.matching import Matcher, get_matcher
 
 
 class Data(NamedTuple):
@@ -42,7 +42,7 @@ def named(name: str, **options: Any) -> Make:
 
     def make(data: Data) -> Matcher:
         try:
-            return partial(get_matcher(name), **options)
+            return partial(get_matcher(name), **options) if options else get_matcher(name)
         except AutopermError as error:
             raise MissingError(str(error)) from error
 
@@ -54,21 +54,18 @@ def algorithm_1(data: Data) -> Matcher:
     return lambda spec, a, b, /: partial(get_matcher("weight"), kernel="linear", start=spec.identity())(spec, a, b)
 
 
-def built(where: str, build: Callable[[Any, Data], Matcher]) -> Make:
-    """Build a matcher that is a class: ``where`` is its module in ``autoperm.matching``, a dot and its name."""
-    module, name = where.split(".")
+def built(name: str, build: Callable[[Any, Data], Matcher]) -> Make:
+    """Build a matcher that is a class."""
 
     def make(data: Data) -> Matcher:
-        try:
-            kind = getattr(import_module(f"autoperm.matching.{module}"), name)
-        except (ImportError, AttributeError) as error:
-            raise MissingError(str(error)) from error
-        return build(kind, data)
+        for home in (autoperm, autoperm.matching):
+            if hasattr(home, name):
+                return build(getattr(home, name), data)
+        raise MissingError(f"autoperm has no {name}")
 
     return make
 
 
-# Those that see the weights alone; then one that runs the models; then those that train.
 FREE: dict[str, Make] = {
     "naive": lambda data: naive,
     "greedy": named("greedy"),
@@ -76,15 +73,21 @@ FREE: dict[str, Make] = {
     "weight, linear": named("weight", kernel="linear"),
     "weight": named("weight"),
     "frank-wolfe": named("frank-wolfe"),
-    "annealing": named("annealing"),
 }
+"""They see the weights alone."""
+
 ACTIVATIONS: dict[str, Make] = {
-    "activation": built("activation.ActivationMatching", lambda kind, data: kind(data.batches)),
+    "activation": built("ActivationMatching", lambda kind, data: kind(data.batches)),
 }
-TRAINED: dict[str, Make] = {
-    "sinkhorn": built("sinkhorn.Sinkhorn", lambda kind, data: kind(data.batches, data.loss)),
-    "straight-through": built("straight_through.StraightThrough", lambda kind, data: kind(data.batches, data.loss)),
+"""They run the models."""
+
+LONG: dict[str, Make] = {
+    "annealing": built("SimulatedAnnealing", lambda kind, data: kind()),
+    "sinkhorn": built("Sinkhorn", lambda kind, data: kind()),
+    "sinkhorn, midpoint": built("Sinkhorn", lambda kind, data: kind(data.batches, data.loss, objective="midpoint")),
+    "straight-through": built("StraightThrough", lambda kind, data: kind(data.batches, data.loss)),
 }
+"""They take many steps: on the weights, the first two; else on the loss."""
 
 
 def run(matcher: Matcher, spec: PermutationSpec, a: nn.Module, b: nn.Module) -> Permutation:
@@ -93,4 +96,4 @@ def run(matcher: Matcher, spec: PermutationSpec, a: nn.Module, b: nn.Module) -> 
         matcher = matcher.bind(a, b)
     params = [dict(model.named_parameters(remove_duplicate=False)) for model in (a, b)]
     found = matcher(spec, *({name: tensor.detach() for name, tensor in each.items()} for each in params))
-    return found.permutation if isinstance(found, Match) else found
+    return found if isinstance(found, Permutation) else found.permutation

@@ -15,16 +15,16 @@ from torch.nn import functional as F
 
 
 class Model(NamedTuple):
-    """A row of the tables: how it is called, how it is built, and an input."""
+    """A row of the tables: how it is called, how it is built, and an input for each seed."""
 
     title: str
     build: Callable[[], nn.Module]
-    inputs: Callable[[], Tensor]
+    inputs: Callable[[int], Tensor]
 
 
-def image(size: int) -> Callable[[], Tensor]:
-    """Two images of noise."""
-    return lambda: torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+def noise(*shape: int) -> Callable[[int], Tensor]:
+    """Draw a tensor of a shape."""
+    return lambda seed: torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def mlp(inputs: int = 784, widths: Sequence[int] = (512, 512, 512), classes: int = 10) -> nn.Module:
@@ -194,22 +194,17 @@ class GPT2(nn.Module):
         return self.head(self.norm(self.layers(x)))
 
 
-def noise(*shape: int) -> Callable[[], Tensor]:
-    """Return vectors of noise."""
-    return lambda: torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-
-
-def words() -> Tensor:
-    """Two sentences of random tokens."""
-    return torch.randint(0, 50257, (2, 16), generator=torch.Generator().manual_seed(0))
+def words(seed: int) -> Tensor:
+    """Draw two sentences of tokens."""
+    return torch.randint(0, 50257, (2, 16), generator=torch.Generator().manual_seed(seed))
 
 
 MODELS = {
     "mlp": Model("MLP 3x512", mlp, noise(2, 784)),
-    "resnet20": Model("ResNet20", ResNet20, image(32)),
-    "resnet20x4": Model("ResNet20, 4 times as wide", lambda: ResNet20(64), image(32)),
-    "resnet50": Model("ResNet50", resnet50, image(64)),
-    "vgg16": Model("VGG16 with BatchNorm", vgg16, image(224)),
-    "vit": Model("ViT-S/16", ViT, image(224)),
+    "resnet20": Model("ResNet20", ResNet20, noise(2, 3, 32, 32)),
+    "resnet20x4": Model("ResNet20, 4 times as wide", lambda: ResNet20(64), noise(2, 3, 32, 32)),
+    "resnet50": Model("ResNet50", resnet50, noise(2, 3, 64, 64)),
+    "vgg16": Model("VGG16 with BatchNorm", vgg16, noise(2, 3, 224, 224)),
+    "vit": Model("ViT-S/16", ViT, noise(2, 3, 224, 224)),
     "gpt2": Model("GPT-2", GPT2, words),
 }
