@@ -22,7 +22,7 @@ from autoperm.matching.soft import harden
 
 Trace = Callable[[str], Traced]
 
-NESTED = ["grouped_conv", "groupnorm", "attention_grouped_sdpa", "attention_fused_qkv", "mixture_dense", "perceiver"]
+NESTED = ["grouped_conv", "groupnorm", "attention_grouped_sdpa", "attention_chunk_sdpa", "mixture_dense", "perceiver"]
 
 
 def residual(width: int, hidden: int, depth: int) -> tuple[PermutationSpec, dict[str, torch.Tensor]]:
