@@ -1,21 +1,17 @@
-"""The matchers that the benchmarks measure: add a line to have one more.
-
-A matcher that this version of autoperm does not have is left out, with a message.
-"""
+"""The matchers that the benchmarks measure: add a line to have one more."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 import autoperm
-from autoperm import Permutation, PermutationSpec
-from autoperm.errors import AutopermError
+from autoperm import Matcher, ModelMatcher, Permutation, PermutationSpec, StraightThrough
 from autoperm.evaluate import Loss
-from autoperm.matching import Matcher, get_matcher
+from autoperm.matchers import bind, parameters
 
 
 class Data(NamedTuple):
@@ -25,75 +21,44 @@ class Data(NamedTuple):
     loss: Loss
 
 
-class MissingError(Exception):
-    """There is no such matcher here."""
+Make = Callable[[Data], Matcher | ModelMatcher]
 
 
-Make = Callable[[Data], Matcher]
+def always(matcher: Matcher) -> Make:
+    """Take a matcher that needs no data."""
+    return lambda data: matcher
 
 
-def naive(spec: PermutationSpec, params_a: Mapping[str, Tensor], params_b: Mapping[str, Tensor], /) -> Permutation:
-    """Leave model B as it is."""
-    return spec.identity()
-
-
-def named(name: str, **options: Any) -> Make:
-    """Take a matcher that ``align`` knows by its name."""
-
-    def make(data: Data) -> Matcher:
-        try:
-            return partial(get_matcher(name), **options) if options else get_matcher(name)
-        except AutopermError as error:
-            raise MissingError(str(error)) from error
-
-    return make
-
-
-def algorithm_1(data: Data) -> Matcher:
+def algorithm_1(spec: PermutationSpec, *params: Any) -> Any:
     """Descend as the paper does, on the inner product of all weights, from the identity."""
-    return lambda spec, a, b, /: partial(get_matcher("weight"), kernel="linear", start=spec.identity())(spec, a, b)
-
-
-def built(name: str, build: Callable[[Any, Data], Matcher]) -> Make:
-    """Build a matcher that is a class."""
-
-    def make(data: Data) -> Matcher:
-        for home in (autoperm, autoperm.matching):
-            if hasattr(home, name):
-                return build(getattr(home, name), data)
-        raise MissingError(f"autoperm has no {name}")
-
-    return make
+    return autoperm.weight_matching(spec, *params, kernel="linear", start=spec.identity())
 
 
 FREE: dict[str, Make] = {
-    "naive": lambda data: naive,
-    "greedy": named("greedy"),
-    "weight, Algorithm 1": algorithm_1,
-    "weight, linear": named("weight", kernel="linear"),
-    "weight": named("weight"),
-    "frank-wolfe": named("frank-wolfe"),
+    "naive": always(autoperm.identity_matching),
+    "greedy": always(autoperm.greedy_matching),
+    "weight, Algorithm 1": always(algorithm_1),
+    "weight, linear": always(partial(autoperm.weight_matching, kernel="linear")),
+    "weight": always(autoperm.weight_matching),
+    "graduated": always(autoperm.graduated_assignment),
+    "frank-wolfe": always(autoperm.frank_wolfe),
 }
 """They see the weights alone."""
 
 ACTIVATIONS: dict[str, Make] = {
-    "activation": built("ActivationMatching", lambda kind, data: kind(data.batches)),
+    "activation": lambda data: autoperm.ActivationMatching(data.batches),
 }
 """They run the models."""
 
 LONG: dict[str, Make] = {
-    "annealing": built("SimulatedAnnealing", lambda kind, data: kind()),
-    "sinkhorn": built("Sinkhorn", lambda kind, data: kind()),
-    "sinkhorn, midpoint": built("Sinkhorn", lambda kind, data: kind(data.batches, data.loss, objective="midpoint")),
-    "straight-through": built("StraightThrough", lambda kind, data: kind(data.batches, data.loss)),
+    "annealing": lambda data: autoperm.SimulatedAnnealing(data.batches, data.loss),
+    "sinkhorn": lambda data: autoperm.Sinkhorn(data.batches, data.loss, objective="random"),
+    "straight-through": lambda data: StraightThrough(data.batches, data.loss),
 }
-"""They take many steps: on the weights, the first two; else on the loss."""
+"""They take many steps on the loss between the models."""
 
 
-def run(matcher: Matcher, spec: PermutationSpec, a: nn.Module, b: nn.Module) -> Permutation:
+def run(matcher: Matcher | ModelMatcher, spec: PermutationSpec, a: nn.Module, b: nn.Module) -> Permutation:
     """Match two models."""
-    if hasattr(matcher, "bind"):
-        matcher = matcher.bind(a, b)
-    params = [dict(model.named_parameters(remove_duplicate=False)) for model in (a, b)]
-    found = matcher(spec, *({name: tensor.detach() for name, tensor in each.items()} for each in params))
+    found = bind(matcher, a, b)(spec, parameters(a), parameters(b))
     return found if isinstance(found, Permutation) else found.permutation

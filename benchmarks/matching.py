@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from matchers import ACTIVATIONS, FREE, Data, MissingError, run
+from matchers import ACTIVATIONS, FREE, Data, run
 from models import MODELS
 from page import fill, number, table
 from torch import Tensor, nn
@@ -235,8 +235,6 @@ def worker(args: argparse.Namespace) -> None:
     model, kind, method = args.worker
     try:
         record = measure(model, kind, method, PermutationSpec.from_json(args.spec.read_text()))
-    except MissingError as error:
-        record = {"missing": str(error)}
     except Exception as error:
         record = {"problem": f"{type(error).__name__}: {error}"[:300]}
     args.out.write_text(json.dumps(record))
@@ -259,19 +257,15 @@ def record_of(args: argparse.Namespace, model: str, kind: str, method: str) -> R
             if done.returncode != 0:
                 return {"problem": f"exit status {done.returncode}"}
         print(f"{model}, {kind}, {method}: {out.read_text()}", file=sys.stderr, flush=True)
-        record: Record = json.loads(out.read_text())
-        if "missing" in record:
-            out.unlink()
-        return record
-    cached: Record = json.loads(out.read_text())
-    return cached
+    record: Record = json.loads(out.read_text())
+    return record
 
 
 def costs(results: dict[tuple[str, str, str], Record]) -> str:
     """Write what every method took and found."""
     rows = []
     for (model, kind, method), record in results.items():
-        if "missing" in record or (kind == "planted" and method == "naive"):
+        if kind == "planted" and method == "naive":
             continue
         row = [MODELS[model].title, kind, method]
         if "problem" in record:

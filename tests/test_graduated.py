@@ -92,8 +92,8 @@ def test_soft_permutations_are_doubly_stochastic(spec: PermutationSpec, seed: in
         assert matrix.shape[-2:] == (factor.size, factor.size)
         assert bool((matrix >= 0).all())
         ones = torch.ones(matrix.shape[:-1], dtype=matrix.dtype)
-        torch.testing.assert_close(matrix.sum(-2), ones, rtol=0, atol=1e-6)
-        torch.testing.assert_close(matrix.sum(-1), ones, rtol=0, atol=0.05)
+        torch.testing.assert_close(matrix.sum(-1), ones, rtol=0, atol=1e-6)
+        torch.testing.assert_close(matrix.sum(-2), ones, rtol=0, atol=0.1)
 
 
 def test_it_does_not_depend_on_the_scale_of_the_weights_and_repeats(traced: Trace) -> None:

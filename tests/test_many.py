@@ -404,5 +404,5 @@ def test_many_matchers_that_return_something_else_are_named() -> None:
 
 
 def test_an_unknown_name_lists_those_there_are() -> None:
-    with pytest.raises(MatcherError, match="no matcher is called 'mergemany'; there are 'merge-many', 'reference', 'w"):
+    with pytest.raises(MatcherError, match="no matcher is called 'mergemany'; there are 'merge-many', 'uni"):
         align_many(several(2), matcher="mergemany")

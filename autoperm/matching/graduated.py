@@ -221,7 +221,7 @@ def _sinkhorn(scores: Tensor, temperature: float, prices: Tensor | None, iterati
         iterations: how often rows and columns are scaled.
 
     Returns:
-        The matrices and the prices.
+        The matrices, of which the rows sum to 1, and the prices.
     """
     n = scores.shape[-1]
     unit = temperature * float(scores.std()) * sqrt(2 * log(n)) if n > 1 else 0.0
@@ -231,11 +231,10 @@ def _sinkhorn(scores: Tensor, temperature: float, prices: Tensor | None, iterati
     logits = logits - logits.logsumexp(-1, keepdim=True)
     extra = logits.logsumexp(-2, keepdim=True)
     matrix = (logits - extra).exp()
-    columns = matrix.new_ones(*matrix.shape[:-1], 1)
-    rows = columns
+    rows = columns = matrix.new_ones(*matrix.shape[:-1], 1)
     tiny = torch.finfo(matrix.dtype).tiny
-    for _ in range(iterations):
-        rows = 1 / (matrix @ columns).clamp_min(tiny)
+    for _ in range(iterations):  # the rows last: whatever comes to a place, it is one unit
         columns = 1 / (matrix.mT @ rows).clamp_min(tiny)
+        rows = 1 / (matrix @ columns).clamp_min(tiny)
     found = unit * (extra - columns.clamp(tiny, 1 / tiny).log().mT)
     return rows * matrix * columns.mT, found if prices is None else found + prices
