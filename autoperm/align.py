@@ -119,6 +119,7 @@ def align(
         EquivalenceError: if the aligned model does not compute what B computes.
 
     Example:
+        >>> import torch
         >>> make = lambda: nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
         >>> a, b = make(), make()
         >>> aligned = align(a, b)
