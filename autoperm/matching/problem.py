@@ -353,6 +353,7 @@ def _norms(
 
 
 def _work(tensor: Tensor) -> Tensor:
-    """Half precision is too coarse to sum in."""
+    """Half precision is too coarse to sum in; complex numbers are pairs of real ones."""
     tensor = tensor.detach()
+    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
