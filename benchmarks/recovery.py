@@ -1,7 +1,7 @@
 """Does a matcher find a permutation that was planted, exactly and under noise?
 
-Run ``python benchmarks/recovery.py --cache DIR``, or ``make benchmark``. Model B is model A with noise and its units in a
-random order. Everything runs in one process with one thread; what is in DIR is not measured again.
+Run ``python benchmarks/recovery.py --cache DIR``, or ``make benchmark``. Model B is model A with noise and its units in
+a random order. Everything runs in one process with one thread; what is in DIR is not measured again.
 """
 
 from __future__ import annotations
