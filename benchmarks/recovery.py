@@ -80,11 +80,11 @@ class Network(NamedTuple):
     build: Callable[[], nn.Module]
     inputs: Callable[[int], Tensor]
     seeds: int = 100
-    fewer: int = 100
+    fewer: int = 10
 
 
 NETWORKS = {
-    "mlp": Network("MLP 3x512", mlp, noise(2, 784), fewer=5),
+    "mlp": Network("MLP 3x512", mlp, noise(2, 784), fewer=3),
     **{
         f"residual{depth}{'-norm' * norm}": Network(
             f"residual MLP, {depth} blocks{', LayerNorm' * norm}",
@@ -92,15 +92,15 @@ NETWORKS = {
             noise(2, 32),
             fewer=fewer,
         )
-        for depth, fewer in ((6, 100), (12, 30), (32, 10))
+        for depth, fewer in ((6, 20), (12, 10), (32, 5))
         for norm in (False, True)
     },
-    "resnext": Network("residual, grouped convolutions", resnext, noise(2, 3, 8, 8), fewer=10),
-    "resnet20": Network("ResNet20", ResNet20, noise(2, 3, 32, 32), fewer=30),
-    "resnet50-16": Network("ResNet50, a quarter as wide", partial(resnet50, 16), noise(2, 3, 64, 64), fewer=5),
+    "resnext": Network("residual, grouped convolutions", resnext, noise(2, 3, 8, 8), fewer=5),
+    "resnet20": Network("ResNet20", ResNet20, noise(2, 3, 32, 32), fewer=10),
+    "resnet50-16": Network("ResNet50, a quarter as wide", partial(resnet50, 16), noise(2, 3, 64, 64), fewer=1),
     "resnet50": Network("ResNet50", resnet50, noise(2, 3, 64, 64), seeds=3, fewer=0),
-    "gpt": Network("transformer, 12 layers, tied", partial(small_gpt, tied=True), tokens, fewer=10),
-    "gpt-untied": Network("transformer, 12 layers, untied", partial(small_gpt, tied=False), tokens, fewer=10),
+    "gpt": Network("transformer, 12 layers, tied", partial(small_gpt, tied=True), tokens, fewer=3),
+    "gpt-untied": Network("transformer, 12 layers, untied", partial(small_gpt, tied=False), tokens, fewer=3),
 }
 
 
