@@ -87,10 +87,10 @@ def row(title: str, kernel: str, found: dict[str, list[tuple[float, float]]]) ->
     """Write objectives relative to the best start of descent, and costs in units of one descent."""
     objectives, seconds = zip(*found["descent"], strict=True)
     best, once = max(objectives), sum(seconds) / len(seconds)
-    cells = [title, kernel, f"{(min(objectives) / best - 1):+.1%}"]
+    cells = [title, kernel, f"{(min(objectives) / best - 1):+.2%}"]
     for name in METHODS:
         objective, took = found[name][0]
-        cells.append(f"{(objective / best - 1):+.1%} ({took / once:.1f})")
+        cells.append(f"{(objective / best - 1):+.2%} ({took / once:.1f})")
     return cells
 
 
