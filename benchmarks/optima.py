@@ -30,6 +30,8 @@ from autoperm.matching.weight import Kernel
 STARTS = 10
 """The identity, and random permutations."""
 
+FILE_NAME = str.maketrans({" ": "_", "/": "-", ",": None})
+
 RANDOM = ("mlp", "residual6", "residual32", "resnext", "resnet20", "gpt")
 
 METHODS: dict[str, Callable[..., Match]] = {
@@ -108,7 +110,7 @@ def main() -> None:
     rows = []
     for title, make in find_pairs(args).items():
         for kernel in get_args(Kernel):
-            file = args.cache / f"optima-{title.replace(' ', '_').replace(',', '')}-{kernel}.json"
+            file = args.cache / f"optima-{title.translate(FILE_NAME)}-{kernel}.json"
             if not file.exists():
                 file.write_text(json.dumps(measure(make(), kernel)))
             rows.append(row(title, kernel, json.loads(file.read_text())))
