@@ -13,9 +13,9 @@ from importlib.metadata import version
 
 from . import errors as errors
 from . import plot as plot
-from .activation_matching import ActivationMatch as ActivationMatch
-from .activation_matching import ActivationMatching as ActivationMatching
 from .activations import Activation as Activation
+from .activations import ActivationMatch as ActivationMatch
+from .activations import ActivationMatching as ActivationMatching
 from .align import Alignment as Alignment
 from .align import align as align
 from .align_many import ManyAlignment as ManyAlignment
@@ -27,6 +27,7 @@ from .explain import Explanation as Explanation
 from .inputs import find_inputs as find_inputs
 from .interpolate import Curve as Curve
 from .interpolate import interpolate as interpolate
+from .matching import GroupSimilarity as GroupSimilarity
 from .matching import ManyMatch as ManyMatch
 from .matching import ManyMatcher as ManyMatcher
 from .matching import Match as Match

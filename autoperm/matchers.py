@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .activation_matching import ActivationMatching
+from .activations import ActivationMatching
 from .errors import MatcherError
 from .evaluate import Loss
 from .matching import (

@@ -24,11 +24,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from autoperm import ActivationMatch, ActivationMatching, Evaluator, PermutationSpec, discover, interpolate
 from autoperm.activations import Capture
+from autoperm.activations.moments import Moments
+from autoperm.activations.speakers import find_speakers
 from autoperm.errors import ActivationsError, AutopermError, EvaluationError, SpecError, TraceError
 from autoperm.matching.activation import match_moments
 from autoperm.matching.nested import Nested
-from autoperm.moments import Moments
-from autoperm.speakers import find_speakers
 
 Trace = Callable[[str], Traced]
 

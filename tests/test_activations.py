@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from autoperm import Permutation, PermutationSpec
 from autoperm.activations import Activation, Capture, replica
-from autoperm.correspondence import correspond
+from autoperm.activations.correspondence import correspond
 from autoperm.errors import ActivationsError, EvaluationError, TraceError
 from autoperm.signature import Name, Product, Sum, Term, names
 

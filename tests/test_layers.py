@@ -16,16 +16,14 @@ ROOT = Path(autoperm.__file__).parent
 LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
     {"signature", "cutting", "state", "evaluate", "copies", "structure"},
-    {"axes", "spec", "merge", "renormalize", "moments"},
+    {"axes", "spec", "merge", "renormalize"},
     {"by_hand"},
     {"presence", "layout", "report", "rules", "interpolate", "interchange", "rails"},
-    {"permutation", "plot", "trace", "correspondence", "trees"},
+    {"permutation", "plot", "trace", "trees"},
     {"inputs"},
     {"equivalence", "matching", "write"},
     {"discover", "perturb"},
     {"activations", "explain", "probe"},
-    {"speakers"},
-    {"activation_matching"},
     {"matchers"},
     {"align"},
     {"align_many", "testing"},
@@ -42,7 +40,8 @@ TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
     "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "merge",
-    "renormalize", "interpolate", "plot", "perturb", "probe", "testing", "moments", "correspondence",
+    "renormalize", "interpolate", "plot", "perturb", "probe", "testing", "activations.moments",
+    "activations.correspondence",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
     "graph", "trace", "terms", "cutting", "axes", "presence", "trees",

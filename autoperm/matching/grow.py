@@ -18,7 +18,7 @@ def grow(problem: Problem, blocks: Sequence[Block]) -> None:
     """
     before, start = problem.permutation(), problem.objective()
     own = {block.root: {f.name for f in problem.spec.free if block.root in (f.name, *f.over)} for block in blocks}
-    free = {name for names in own.values() for name in names}
+    free = {name for names in own.values() for name in names}  # a group that has no block stays as it is
     open_names = [free.intersection(filter(None, cell.names)) for cell in problem.cells]  # not settled yet
     masses = [problem.mass(cell) for cell in problem.cells]
     roots = {name: [root for root, names in own.items() if name in names] for name in free}

@@ -15,21 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .copies import copy_model
-from .discover import infer
-from .errors import ActivationsError, AutopermError, EvaluationError, SpecError
-from .evaluate import device_of, is_mapping, is_sequence, to_device
-from .graph import Call, Graph, Value
-from .layout import Cell, cells
-from .rules import is_pointwise, only_moves, op_name
-from .signature import Pattern, Pinned, Product, Sum, Term, format_pattern
-from .spec import PermutationSpec
-from .structure import copy_inputs
-from .trace import describe_inputs
-from .trace.boundary import draws_random_numbers
-from .trace.messages import first_line, user_line
-from .trace.record import Recording, rehearse
-from .trace.watch import watch
+from ..copies import copy_model
+from ..discover import infer
+from ..errors import ActivationsError, AutopermError, EvaluationError, SpecError
+from ..evaluate import device_of, is_mapping, is_sequence, to_device
+from ..graph import Call, Graph, Value
+from ..layout import Cell, cells
+from ..rules import is_pointwise, only_moves, op_name
+from ..signature import Pattern, Pinned, Product, Sum, Term, format_pattern
+from ..spec import PermutationSpec
+from ..structure import copy_inputs
+from ..trace import describe_inputs
+from ..trace.boundary import draws_random_numbers
+from ..trace.messages import first_line, user_line
+from ..trace.record import Recording, rehearse
+from ..trace.watch import watch
 
 _NONLINEARITIES = frozenset(
     "aten." + name

@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .errors import AutopermError
+from ..errors import AutopermError
 
 Moment = Literal["uncentred", "covariance", "pearson"]
 

@@ -12,9 +12,9 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from .layout import cells
-from .signature import Term
-from .spec import PermutationSpec
+from ..layout import cells
+from ..signature import Term
+from ..spec import PermutationSpec
 
 
 def correspond(first: PermutationSpec, second: PermutationSpec) -> dict[str, str]:

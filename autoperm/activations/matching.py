@@ -16,15 +16,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from .activations import Activation, Capture, replica
-from .errors import ActivationsError, AutopermError, EvaluationError
-from .matching import Match
-from .matching.activation import match_moments
-from .matching.assignment import Array
+from ..errors import ActivationsError, AutopermError, EvaluationError
+from ..matching import Match
+from ..matching.activation import match_moments
+from ..matching.assignment import Array
+from ..spec import PermutationSpec
+from ..state import tensors
+from .capture import Activation, Capture, replica
 from .moments import Moment, Moments
 from .speakers import Speaker, When, Which, find_speakers
-from .spec import PermutationSpec
-from .state import tensors
 
 
 @dataclass(frozen=True)

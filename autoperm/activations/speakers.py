@@ -9,10 +9,10 @@ from typing import Literal
 
 from torch import Tensor
 
-from .activations import Activation, Capture
+from ..layout import Cell
+from ..spec import PermutationSpec
+from .capture import Activation, Capture
 from .correspondence import correspond
-from .layout import Cell
-from .spec import PermutationSpec
 
 When = Literal["after", "before"]
 Which = Literal["first", "last", "all"] | Callable[[Activation], bool]
