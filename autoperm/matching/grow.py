@@ -40,14 +40,16 @@ def grow(problem: Problem, blocks: Sequence[Block]) -> None:
         for i in numbers:
             learn(root, i)
     left = {block.root: block for block in blocks}
-    while left:
-        root = max(left, key=lambda root: mass[root] / max(whole[root], 1e-300))
-        block = left.pop(root)
-        for active in block.rounds:
-            problem.step(block, active, list(known[root].values()))
-        for i in cells_of[root]:
-            open_names[i] -= own[root]
-            for other in roots_of[i]:
-                learn(other, i)
-    if problem.objective() < start:
-        problem.reset(before)
+    try:
+        while left:
+            root = max(left, key=lambda root: mass[root] / max(whole[root], 1e-300))
+            block = left.pop(root)
+            for active in block.rounds:
+                problem.step(block, active, list(known[root].values()))
+            for i in cells_of[root]:
+                open_names[i] -= own[root]
+                for other in roots_of[i]:
+                    learn(other, i)
+    finally:  # an interruption leaves nothing worse either
+        if problem.objective() < start:
+            problem.reset(before)

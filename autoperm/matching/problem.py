@@ -135,7 +135,9 @@ class Problem:
         for pattern in exclude:
             if not any(fnmatchcase(name, pattern) for name in spec.patterns):
                 raise SpecError(f"no parameter is called {pattern!r}; the first are {list(spec.patterns)[:5]}")
-        names = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in exclude)]
+        excluded = {name for name in spec.patterns if any(fnmatchcase(name, pattern) for pattern in exclude)}
+        excluded |= {spec.tied[name] for name in excluded if name in spec.tied}
+        names = [name for name in names if name not in excluded]
         self.spec = spec
         self.a = {name: _work(params_a[name]) for name in names}
         self.b = {name: _work(params_b[name]).clone() for name in names}
@@ -258,15 +260,17 @@ class Problem:
             self.move(found)
             return gain
         before, kept = self.objective(block.tensors), {name: self.b[name].clone() for name in block.tensors}
-        indices, changed = self.indices, dict(self.changed)
-        self.move(found)
-        gain = self.objective(block.tensors) - before
-        if gain > self._rounding * abs(before):
-            return gain
-        for name, tensor in kept.items():
-            self.b[name].copy_(tensor)
-        self.indices, self.changed = indices, changed
-        return 0.0
+        indices, changed, rises = self.indices, dict(self.changed), False
+        try:
+            self.move(found)
+            gain = self.objective(block.tensors) - before
+            rises = gain > self._rounding * abs(before)
+        finally:  # an interruption takes it back too
+            if not rises:
+                for name, tensor in kept.items():
+                    self.b[name].copy_(tensor)
+                self.indices, self.changed = indices, changed
+        return gain if rises else 0.0
 
     def task(self, active: frozenset[str], cells: Sequence[Cell] | None = None) -> Task:
         """Return the search for the best move of some factors, for some cells (all)."""
