@@ -21,7 +21,8 @@ from torch import Tensor
 from autoperm import PermutationSpec, weight_matching
 from autoperm.errors import AutopermError, SpecError
 from autoperm.matching import blocks
-from autoperm.matching.problem import Problem, Task
+from autoperm.matching.problem import Problem
+from autoperm.matching.task import Task
 
 Trace = Callable[[str], Traced]
 State = Mapping[str, Tensor]

@@ -9,10 +9,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .blocks import Block
-from .problem import Problem, Task
+from .problem import Problem
+from .task import Solution, Task
 
 Order = Literal["random", "forward", "backward", "gain"]
 
@@ -50,16 +50,17 @@ class Descent:
         for wave in self._waves():
             items = [item for item in wave if self._is_pending(item)]
             tasks = (self.problem.task(active) for _, active in items)
-            for item, (gain, found) in zip(items, self._solve_all(tasks), strict=True):
+            for item, solution in zip(items, self._solve_all(tasks), strict=True):
                 block, before = item[0], self.problem.moves
-                gain = self.problem.take(block, gain, found)
+                self.problem.known.keep(item[1], solution.grams)
+                gain = self.problem.take(block, solution)
                 # A quadratic block was solved for parameters that its own move has changed.
                 self._solved[item] = before if block.quadratic and gain else self.problem.moves
                 self._gained[block.root] = gain
                 if gain:
                     yield gain
 
-    def _solve_all(self, tasks: Iterable[Task]) -> Iterator[tuple[float, dict[str, Tensor]]]:
+    def _solve_all(self, tasks: Iterable[Task]) -> Iterator[Solution]:
         if self._executor is None:
             return (task.solve() for task in tasks)
         return self._executor.map(partial(_solve, torch.get_num_threads()), tasks)
@@ -87,7 +88,7 @@ class Descent:
         return self._blocks if self._order == "forward" else self._blocks[::-1]
 
 
-def _solve(threads: int, task: Task) -> tuple[float, dict[str, Tensor]]:
+def _solve(threads: int, task: Task) -> Solution:
     """Solve a task in a worker, with as many threads as its caller has: the number changes how sums are rounded."""
     torch.set_num_threads(threads)
     return task.solve()

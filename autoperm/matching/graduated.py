@@ -36,8 +36,9 @@ from ..spec import PermutationSpec
 from .blocks import find_blocks
 from .match import Match
 from .nested import Nested, interleaved
-from .problem import Kernel, Problem, Unfolding
+from .problem import Kernel, Problem
 from .soft import Soft, harden, mix, soften, uniform
+from .task import Unfolding
 from .weight import weight_matching
 
 _HOT, _REHEATED, _COLD = 1.0, 0.2, 0.02

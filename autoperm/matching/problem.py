@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import isfinite, prod
-from typing import Literal, NamedTuple, get_args
+from math import isfinite
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -22,89 +21,18 @@ from ..errors import AutopermError, SpecError, WeightsError
 from ..layout import Cell
 from ..permutation import Permutation
 from ..spec import PermutationSpec
-from .assignment import Array
 from .blocks import Block
+from .known import KnownGrams
 from .nested import Nested
+from .task import Solution, Task, Unfolding
 
 Kernel = Literal["linear", "cosine"]
 
 VECTOR_SHARE = 1e-3
 """How much a tensor with one number for each unit counts beside a matrix, in the cosine kernel."""
 
-_SMALL = 1 << 14
-"""Cells with fewer elements are multiplied together, as one matrix: many small products cost more than a copy."""
-
 _KEPT = 1 << 22
 """Copies of A's cells with fewer elements are kept."""
-
-
-class Unfolding(NamedTuple):
-    """How a cell becomes a batch of matrices with a row for each unit of a factor.
-
-    Attributes:
-        factor: the factor.
-        order: the dimensions of the cell: the batch, the rows, and what is summed over.
-        batch: the sizes of the first.
-        rows: the sizes of the second: the path to the factor.
-    """
-
-    factor: str
-    order: tuple[int, ...]
-    batch: tuple[int, ...]
-    rows: tuple[int, ...]
-
-    @property
-    def path(self) -> tuple[int, ...]:
-        """The dimensions of the rows."""
-        return self.order[len(self.batch) : len(self.batch) + len(self.rows)]
-
-    def __call__(self, view: Tensor) -> Tensor:
-        """Return the view of the cell as a batch of matrices."""
-        return view.permute(self.order).reshape(prod(self.batch), prod(self.rows), -1)
-
-
-@dataclass(frozen=True)
-class Task:
-    """The search for the best move of some factors, with all that it needs: another process can do it.
-
-    Attributes:
-        nested: the factors.
-        products: for a factor, matrices of A and B whose product is a part of its Gram matrix, and the part's weight.
-        shapes: of the Gram matrices.
-        identity: the index arrays that move nothing.
-        rounding: a gain must be more than this share of the objective: less may be rounding.
-    """
-
-    nested: Nested
-    products: Sequence[tuple[str, Tensor, Tensor, float]]
-    shapes: Mapping[str, tuple[int, ...]]
-    identity: Mapping[str, Tensor]
-    rounding: float
-
-    def grams(self) -> dict[str, Array]:
-        """For each factor, inner products of A's and B's units, summed over all cells where it is innermost.
-
-        Their shape is that of :class:`~autoperm.matching.nested.Nested`; B's units are numbered as they stand.
-        """
-        sums: dict[str, Tensor] = {}
-        small: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-        for name, a, b, weight in self.products:
-            if a.numel() < _SMALL:
-                small[name].append((a * weight, b))
-            else:
-                _add_product(sums, name, a, b, weight)
-        for name, pairs in small.items():
-            a, b = (torch.cat(side, -1) if len(side) > 1 else side[0] for side in zip(*pairs, strict=True))
-            _add_product(sums, name, a, b, 1.0)
-        return {name: gram.reshape(self.shapes[name]).cpu().numpy() for name, gram in sums.items()}
-
-    def solve(self) -> tuple[float, dict[str, Tensor]]:
-        """Return what the best move would gain, and the move; 0 if it would gain no more than rounding."""
-        grams = self.grams()
-        before = self.nested.value(grams, self.identity)
-        best, found = self.nested.solve(grams, self.identity)
-        gain = best - before
-        return (gain, found) if gain > self.rounding * (abs(before) + abs(best)) else (0.0, {})
 
 
 class Problem:
@@ -118,6 +46,7 @@ class Problem:
         b: B's tensors by name, permuted by what was found so far. Half precision is worked on in float32.
         indices: what was found so far: for each free factor, the index arrays of a :class:`~autoperm.Permutation`.
         changed: for each tensor, the number of the last move that changed it.
+        known: Gram matrices for B as it stands.
     """
 
     def __init__(
@@ -161,6 +90,7 @@ class Problem:
         self._kept: dict[tuple[int, Unfolding], Tensor] = {}
         self._identity = self.indices
         self._rounding = 4 * max((torch.finfo(tensor.dtype).eps for tensor in self.a.values()), default=0.0)
+        self.known = KnownGrams(self)
         if start is not None and not start.is_identity:
             self.move({name: start[name] for name in start.indices})
 
@@ -208,18 +138,20 @@ class Problem:
         if not found:
             return
         self.moves += 1
+        self.known.turn(found)
         for cell in self.carrying(found):
             view = self.views(cell)[1]
-            view.copy_(self._gathered(view, cell.names, cell.axes, found))
+            with self.known.following(cell, found):
+                view.copy_(self.gathered(view, cell.names, cell.axes, found))
             self.changed[cell.tensor] = self.moves
         indices = dict(self.indices)
         for name, index in indices.items():
             names = (*self.spec.factors[name].over, name)
             if not found.keys().isdisjoint(names):
-                indices[name] = self._gathered(index, names, range(len(names)), found)
+                indices[name] = self.gathered(index, names, range(len(names)), found)
         self.indices = indices
 
-    def _gathered(
+    def gathered(
         self, view: Tensor, names: Sequence[str | None], axes: Sequence[int], found: Mapping[str, Tensor]
     ) -> Tensor:
         """Permute the dimensions of a view, what others vary over first: the rest is indexed by where it ends up."""
@@ -250,10 +182,14 @@ class Problem:
         Returns:
             By how much those cells' part of the objective rose.
         """
-        return self.take(block, *self.task(active, cells).solve())
+        solution = self.task(active, cells).solve()
+        if cells is None:
+            self.known.keep(active, solution.grams)
+        return self.take(block, solution)
 
-    def take(self, block: Block, gain: float, found: Mapping[str, Tensor]) -> float:
-        """Move B as a task of a block says, if that is a gain, and return the gain."""
+    def take(self, block: Block, solution: Solution) -> float:
+        """Move B as a solution for a block says, if that is a gain, and return the gain."""
+        gain, found, _ = solution
         if not gain:
             return 0.0
         if not block.quadratic:
@@ -270,18 +206,21 @@ class Problem:
                 for name, tensor in kept.items():
                     self.b[name].copy_(tensor)
                 self.indices, self.changed = indices, changed
+                self.known.forget(block.tensors)
         return gain if rises else 0.0
 
     def task(self, active: frozenset[str], cells: Sequence[Cell] | None = None) -> Task:
         """Return the search for the best move of some factors, for some cells (all)."""
-        cells = self.carrying(active) if cells is None else cells
+        nested = Nested(self.spec, active)
+        if cells is None and active in self.known:
+            return Task(nested, [], {}, self._identity, self._rounding, self.known[active])
         products, shapes = [], {}
-        for cell in cells:
+        for cell in self.carrying(active) if cells is None else cells:
             for unfold in self.unfold(active, cell):
                 a, b = self._unfolded_a(cell, unfold), unfold(self.views(cell)[1])
                 products.append((unfold.factor, a, b, self.weights[cell.tensor]))
                 shapes[unfold.factor] = (*unfold.batch, *unfold.rows, *unfold.rows)
-        return Task(Nested(self.spec, active), products, shapes, self._identity, self._rounding)
+        return Task(nested, products, shapes, self._identity, self._rounding)
 
     def _unfolded_a(self, cell: Cell, unfold: Unfolding) -> Tensor:
         """A's side does not change, so that copies of it are kept, if they are not large."""
@@ -312,14 +251,6 @@ class Problem:
             rest = [dim for dim in range(len(shape)) if dim not in {*aligned, *path}]
             sizes = [tuple(shape[dim] for dim in dims) for dims in (aligned, path)]
             yield Unfolding(innermost, (*aligned, *path, *rest), *sizes)
-
-
-def _add_product(sums: dict[str, Tensor], name: str, a: Tensor, b: Tensor, weight: float) -> None:
-    """Add to a batch of Gram matrices, without another array of their size."""
-    if name in sums:
-        sums[name].baddbmm_(a, b.mT, alpha=weight)
-    else:
-        sums[name] = torch.baddbmm(a.new_zeros(()), a, b.mT, beta=0, alpha=weight)
 
 
 def _near(name: str, names: Sequence[str | None], axes: Sequence[int], near: int) -> int:
