@@ -97,10 +97,12 @@ def align(
         example_inputs: a tensor, a tuple of positional inputs, or a dictionary of inputs by name. Common models need
             none.
         spec: which axes may be permuted, if it is known already; else it is discovered from model A.
-        matcher: a name, or any callable ``(spec, params_a, params_b) -> Permutation``. Without data: ``"weight"``,
-            and to compare with ``"identity"``, ``"greedy"``, ``"annealing"`` and, for tiny models, ``"exhaustive"``.
-            With data: ``"straight-through"``.
-        data: batches ``(input, target)``, for a matcher that is named and needs them.
+        matcher: a name, or any callable ``(spec, params_a, params_b) -> Permutation``. From the weights alone:
+            ``"weight"``, ``"graduated"`` and ``"frank-wolfe"``. With ``data``: ``"activation"``. With ``data`` and
+            ``loss``: ``"straight-through"`` and ``"sinkhorn"``. To compare with: ``"identity"``, ``"greedy"``,
+            ``"exhaustive"`` (for tiny models) and ``"annealing"`` (with ``data`` and ``loss``, or neither).
+        data: batches ``(input, target)``, for a matcher that is named and needs them; ``"activation"`` reads no
+            targets, and may have the inputs alone.
         loss: ``loss(output, target)``, the mean over the batch, for a matcher that is named and needs it.
         check: compare the aligned model with B on the example inputs.
         progress: show a progress bar, if the matcher is one that was named.
@@ -117,6 +119,7 @@ def align(
         EquivalenceError: if the aligned model does not compute what B computes.
 
     Example:
+        >>> import torch
         >>> make = lambda: nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
         >>> a, b = make(), make()
         >>> aligned = align(a, b)
