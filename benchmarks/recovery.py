@@ -44,13 +44,14 @@ class Residual(nn.Module):
         return x + self.body(x)
 
 
-def residual_mlp(depth: int, *, norm: bool = False, width: int = 64, hidden: int = 128) -> nn.Module:
+def residual_mlp(depth: int, *, norm: bool = False, ends: tuple[int, int] = (32, 10)) -> nn.Module:
     """Blocks of two linear layers on a stream; with a LayerNorm before each, if there is a norm."""
-    layers: list[nn.Module] = [nn.Linear(32, width)]
+    width, hidden = 64, 128
+    layers: list[nn.Module] = [nn.Linear(ends[0], width)]
     for _ in range(depth):
         before = [nn.LayerNorm(width)] if norm else []
         layers.append(Residual(*before, nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, width)))
-    return nn.Sequential(*layers, nn.Linear(width, 10))
+    return nn.Sequential(*layers, nn.Linear(width, ends[1]))
 
 
 def resnext(depth: int = 6, width: int = 64, groups: int = 8) -> nn.Module:
@@ -94,6 +95,15 @@ NETWORKS = {
         )
         for depth, fewer in ((6, 20), (12, 10), (32, 5))
         for norm in (False, True)
+    },
+    **{
+        f"residual{depth}-narrow": Network(
+            f"residual MLP, {depth} blocks, 2 inputs and outputs",
+            partial(residual_mlp, depth, ends=(2, 2)),
+            noise(2, 2),
+            fewer=fewer,
+        )
+        for depth, fewer in ((6, 20), (32, 5))
     },
     "resnext": Network("residual, grouped convolutions", resnext, noise(2, 3, 8, 8), fewer=5),
     "resnet20": Network("ResNet20", ResNet20, noise(2, 3, 32, 32), fewer=10),
