@@ -7,7 +7,7 @@ its own has the same entries in other places. Late sweeps, which move few units,
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING
@@ -44,6 +44,9 @@ class KnownGrams:
 
     def __contains__(self, active: frozenset[str]) -> bool:
         return active in self._grams
+
+    def __iter__(self) -> Iterator[frozenset[str]]:
+        return iter(self._grams)
 
     def __getitem__(self, active: frozenset[str]) -> Mapping[str, Tensor]:
         return self._grams[active]
