@@ -215,9 +215,8 @@ class _Comparison:
             except AutopermError as error:
                 raise type(error)(f"model {which}, batch {number}: {error}") from error
 
-    def gathered(self, moment: Moment) -> dict[str, Array]:
-        """Return for each factor what A's and B's units have in common; those without samples are left out."""
-        found: dict[str, Array] = {}
+    def gathered(self, moment: Moment) -> Generator[tuple[str, Array]]:
+        """Yield for each factor what A's and B's units have in common; those without samples are left out."""
         for name, speakers in self.speakers.items():
             heard = [speaker for speaker in speakers if self.moments[speaker].count]
             if heard:
@@ -225,8 +224,7 @@ class _Comparison:
                 aligned = [factor.size for factor in factors if factor.pinned]
                 path = [factor.size for factor in factors if not factor.pinned]
                 matrices = [self.moments[speaker].second(moment).cpu().numpy() for speaker in heard]
-                found[name] = np.sum(matrices, 0).reshape(*aligned, *path, *path)
-        return found
+                yield name, np.sum(matrices, 0).reshape(*aligned, *path, *path)
 
 
 def _check_finite(activation: Activation, tensor: Tensor) -> None:
@@ -248,7 +246,11 @@ def _same_random_numbers(seed: int) -> Generator[None]:
 
 
 def _solve(spec: PermutationSpec, comparison: _Comparison | None, moment: Moment, interrupted: bool) -> ActivationMatch:
-    moments = comparison.gathered(moment) if comparison is not None else {}
+    moments: dict[str, Array] = {}
+    try:
+        moments.update(comparison.gathered(moment) if comparison is not None else ())
+    except KeyboardInterrupt:  # what has no moments yet does not move
+        interrupted = True
     match = match_moments(spec, moments)
     heard = {name for speaker in moments for name in (speaker, *spec.factors[speaker].over)}
     speakers = comparison.speakers if comparison is not None else {}

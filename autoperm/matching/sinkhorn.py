@@ -140,7 +140,10 @@ class Sinkhorn:
         /,
     ) -> Match:
         relaxation = Relaxation(spec, [params_a, params_b], self.kernel)
-        best = last = relaxation.corner(self.start)
+        try:
+            best = last = relaxation.corner(self.start)
+        except KeyboardInterrupt:
+            return Match(spec.identity(), (), 0, converged=False, interrupted=True)
         latents = self._latents(best, relaxation)
         task = _Distance(relaxation) if models is None else self._path_loss(models, spec, params_a, params_b)
         if not latents:
