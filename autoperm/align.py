@@ -96,9 +96,11 @@ def align(
             none.
         spec: which axes may be permuted, if it is known already; else it is discovered from model A.
         matcher: a name, or any callable ``(spec, params_a, params_b) -> Permutation``. Without data: ``"weight"``,
-            and to compare with ``"identity"``, ``"greedy"``, ``"annealing"`` and, for tiny models, ``"exhaustive"``.
-            With data: ``"straight-through"``.
-        data: batches ``(input, target)``, for a matcher that is named and needs them.
+            ``"graduated"``, ``"frank-wolfe"``, and to compare with ``"identity"``, ``"greedy"``, ``"annealing"`` and,
+            for tiny models, ``"exhaustive"``. With data: ``"activation"``. With data and a loss:
+            ``"straight-through"``, ``"sinkhorn"`` and ``"annealing"``.
+        data: batches ``(input, target)``, for a matcher that is named and needs them; ``"activation"`` needs no
+            targets.
         loss: ``loss(output, target)``, the mean over the batch, for a matcher that is named and needs it.
         check: compare the aligned model with B on the example inputs.
         progress: show a progress bar, if the matcher is one that was named.

@@ -85,9 +85,10 @@ def align_many(
         example_inputs: a tensor, a tuple of positional inputs, or a dictionary of inputs by name. Common models need
             none.
         spec: which axes may be permuted, if it is known already; else it is discovered from the first model.
-        matcher: ``"merge-many"``, in which each model fits the mean of the others; ``"reference"``, in which each fits
-            the first by weight matching; a name that :func:`autoperm.align` knows, or any callable ``(spec, params_a,
-            params_b) -> Permutation``, by which each is matched to the first; or an object with ``match_many``.
+        matcher: ``"merge-many"``, in which each model fits the mean of the others; ``"universe"``, in which all are
+            found at once; ``"reference"``, in which each fits the first by weight matching; a name that
+            :func:`autoperm.align` knows, or any callable ``(spec, params_a, params_b) -> Permutation``, by which each
+            is matched to the first; or an object with ``match_many``.
         data: batches ``(input, target)``, for a matcher that is named and needs them.
         loss: ``loss(output, target)``, the mean over the batch, for a matcher that is named and needs it.
         check: compare each aligned model with the given one on the example inputs.

@@ -25,7 +25,7 @@ from autoperm import (
     align,
     align_many,
 )
-from autoperm.errors import ArchitectureError, MatcherError
+from autoperm.errors import ArchitectureError, EvaluationError, MatcherError
 from autoperm.matchers import get_many_matcher, get_matcher
 from autoperm.matching import ManyMatcher
 
@@ -125,6 +125,20 @@ def test_a_class_is_no_matcher(matcher: Any) -> None:
 def test_a_matcher_of_many_models_is_not_one_of_two() -> None:
     with pytest.raises(MatcherError, match="MergeMany object is for align_many"):
         align(*two(), spec=SPEC, matcher=MergeMany())
+
+
+@pytest.mark.parametrize("name", ["activation", "straight-through", "sinkhorn", "annealing"])
+def test_data_that_cannot_be_read_are_refused(name: str) -> None:
+    given: Any = {} if name == "activation" else {"loss": F.mse_loss}
+    with pytest.raises(EvaluationError, match="the data is a int, from which no batches can be read"):
+        align(*two(), spec=SPEC, matcher=name, data=3, **given)
+
+
+def test_a_generator_is_read_for_one_pair_of_models_only() -> None:
+    a, b = two()
+    align(a, b, spec=SPEC, matcher="activation", data=iter(data()))
+    with pytest.raises(EvaluationError, match=r"no batches.*a list_iterator can be read only once: give a DataLoader"):
+        align_many([a, b, b], spec=SPEC, matcher="activation", data=iter(data()))
 
 
 # --- unusual models -----------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ See :mod:`autoperm.matching.activation` for what is maximised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import ActivationsError, AutopermError, EvaluationError
+from ..evaluate import check_readable
 from ..matching import Match
 from ..matching.activation import match_moments
 from ..matching.assignment import Array
@@ -93,7 +94,9 @@ class ActivationMatching:
 
         Raises:
             AutopermError: for an option that does not exist.
+            EvaluationError: if the data cannot be read.
         """
+        check_readable(self.data)
         for name, value, known in [
             ("moment", self.moment, ("uncentred", "covariance", "pearson")),
             ("when", self.when, ("after", "before")),
@@ -155,7 +158,11 @@ class ActivationMatching:
         except KeyboardInterrupt:
             interrupted = True
         if comparison is None and not interrupted:
-            raise EvaluationError("the data yielded no batches, so there are no activations to compare")
+            once = isinstance(self.data, Iterator)
+            raise EvaluationError(
+                "the data yielded no batches, so there are no activations to compare"
+                + (f"; a {type(self.data).__name__} can be read only once: give a DataLoader or a list" if once else "")
+            )
         return _solve(spec, comparison, self.moment, interrupted)
 
     def _batches(self) -> Iterable[Any]:
