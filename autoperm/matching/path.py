@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from math import isfinite
 from typing import Any
@@ -18,6 +18,9 @@ from ..merge import lerp
 from ..permutation import Permutation
 from ..renormalize import BatchNorm
 from ..state import check_same_architecture, check_same_indices, tensors
+
+Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+"""``optimizer(tensors)``: for example ``functools.partial(torch.optim.Adam, lr=1e-3)``."""
 
 EMPTY = "the loader yielded no batches, or none with samples, so there is nothing to match on"
 

@@ -20,7 +20,7 @@ differentiation*, CVPR 2023, arXiv 2212.12042.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from functools import partial
 from math import log
@@ -39,12 +39,13 @@ from ..state import interpolates
 from .frank_wolfe import Relaxation
 from .match import Match
 from .matcher import Matcher
-from .path import EMPTY, Path
+from .path import EMPTY, Optimizer, Path
 from .problem import Kernel
 from .soft import Soft, act, harden, normalize, soft_apply, soften
 
 Objective = Literal["l2", "midpoint", "random"]
-Optimizer = Callable[..., torch.optim.Optimizer]
+
+_adam = partial(torch.optim.Adam, lr=0.2)
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,13 @@ class Sinkhorn:
         objective: ``"l2"``, the distance of the weights; ``"midpoint"``, the loss half-way between the models;
             ``"random"``, at a random place on the path.
         steps: how many.
-        rate: the learning rate.
         temperature: the latent numbers are divided by it; a small one makes matrices harder.
         iterations: how often rows and columns are normalised.
         start: ``"boundary"``, the permutation that weight matching grows from the pinned axes inwards; ``"uniform"``,
             the middle of the polytope; or a permutation.
         kernel: scales of the tensors for ``"l2"``, and of weight matching's for the start.
         seed: of the random places on the path; the order of the batches is that of the data.
-        optimizer: makes the optimizer of the latent numbers; called with a list of them and ``lr``.
+        optimizer: of the latent numbers; by default Adam with learning rate 0.2.
         progress: show a progress bar.
 
     Raises:
@@ -88,13 +88,12 @@ class Sinkhorn:
     _: KW_ONLY
     objective: Objective = "l2"
     steps: int = 200
-    rate: float = 0.2
     temperature: float = 1.0
     iterations: int = 20
     start: Permutation | Literal["boundary", "uniform"] = "boundary"
     kernel: Kernel = "cosine"
     seed: int = 0
-    optimizer: Optimizer = torch.optim.Adam
+    optimizer: Optimizer = _adam
     progress: bool = False
 
     def __post_init__(self) -> None:
@@ -148,7 +147,7 @@ class Sinkhorn:
         task = _Distance(relaxation) if models is None else self._path_loss(models, spec, params_a, params_b)
         if not latents:
             return Match(best, (task.judge(best),), 0, converged=True)
-        optimizer = self.optimizer(list(latents.values()), lr=self.rate)
+        optimizer = self.optimizer(list(latents.values()))
         history: list[float] = []
         step, interrupted = 0, False
         try:
@@ -157,7 +156,7 @@ class Sinkhorn:
                 loss, judge = task.step(self._soft(latents))
                 if not bool(loss.isfinite()):
                     raise EvaluationError(
-                        f"the loss in step {step} is {float(loss.detach())}; check the data, or lower the rate"
+                        f"the loss in step {step} is {float(loss.detach())}; check the data, or lower the learning rate"
                     )
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]

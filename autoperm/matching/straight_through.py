@@ -19,7 +19,7 @@ Reference: Ainsworth, Hayase, Srinivasa, *Git Re-Basin*, ICLR 2023, section 3.3,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any, Literal
@@ -35,12 +35,9 @@ from ..spec import PermutationSpec
 from ..state import interpolates
 from .match import Match, stop_if_interrupted
 from .matcher import Matcher
-from .path import Path, endless, first_batches
+from .path import Optimizer, Path, endless, first_batches
 from .problem import Kernel
 from .weight import weight_matching
-
-Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
-"""``optimizer(tensors)``: for example ``functools.partial(torch.optim.Adam, lr=1e-3)``."""
 
 _sgd = partial(torch.optim.SGD, lr=0.03, momentum=0.9)
 
