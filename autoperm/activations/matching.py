@@ -264,9 +264,10 @@ def _solve(spec: PermutationSpec, comparison: _Comparison | None, moment: Moment
     moments: dict[str, Array] = {}
     speakers: dict[str, tuple[str, ...]] = {}
     try:
-        for name, array in comparison.gathered(moment) if comparison is not None else ():
-            moments[name] = array
-            speakers[name] = tuple(dict.fromkeys(speaker.activation.name for speaker in comparison.heard(name)))
+        if comparison is not None:
+            for name, array in comparison.gathered(moment):
+                moments[name] = array
+                speakers[name] = tuple(dict.fromkeys(speaker.activation.name for speaker in comparison.heard(name)))
     except KeyboardInterrupt:  # what has no moments yet does not move
         interrupted = True
     match = match_moments(spec, moments)
