@@ -33,6 +33,8 @@ DATA ?= ../shared/data
 benchmark: $(STAMP)
 	$(BIN)/python -m pip install --quiet --no-deps rebasin==0.0.47 torchview graphviz
 	$(BIN)/python benchmarks/matching.py --cache .benchmarks --page docs/benchmarks.md
+	$(BIN)/python benchmarks/recovery.py --cache .benchmarks --page docs/benchmarks.md
+	$(BIN)/python benchmarks/optima.py --cache .benchmarks --data $(DATA) --page docs/benchmarks.md
 	$(BIN)/python benchmarks/barriers.py --cache .benchmarks --data $(DATA) --page docs/benchmarks.md
 	$(BIN)/python benchmarks/digits.py --cache .benchmarks
 

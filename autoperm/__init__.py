@@ -27,6 +27,7 @@ from .explain import Explanation as Explanation
 from .inputs import find_inputs as find_inputs
 from .interpolate import Curve as Curve
 from .interpolate import interpolate as interpolate
+from .matching import GroupSimilarity as GroupSimilarity
 from .matching import ManyMatch as ManyMatch
 from .matching import ManyMatcher as ManyMatcher
 from .matching import Match as Match

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
 from .copies import copy_model
@@ -18,8 +17,9 @@ from .inputs import resolve_inputs
 from .matchers import AnyMatcher, bind, get_matcher, parameters, unchanged
 from .matching import Match
 from .matching.match import course, permutation_of
+from .matching.similarity import GroupSimilarity, similarities
 from .permutation import Permutation
-from .report import pinned_because, table
+from .report import pinned_because, shorten, table
 from .spec import PermutationSpec
 from .state import check_finite, check_same_architecture, tensors
 from .trace import trace
@@ -34,6 +34,7 @@ class Alignment:
         spec: which axes could be permuted, and why others could not.
         permutation: what was done to B: ``permutation.apply(model_b)`` is ``model``.
         match: how the permutation was found, if the matcher says.
+        groups: for each factor, how many units moved, and how alike A's and B's parameters were and are.
         error: the largest difference between the outputs of B and of ``model`` in float64, relative to the largest
             output; None if it was not checked.
     """
@@ -42,6 +43,7 @@ class Alignment:
     spec: PermutationSpec = field(repr=False)
     permutation: Permutation = field(repr=False)
     match: Match | None = field(repr=False)
+    groups: tuple[GroupSimilarity, ...] = field(repr=False)
     error: float | None
 
     def __str__(self) -> str:
@@ -56,17 +58,17 @@ class Alignment:
             lines.append(f"  matched: {course(self.match)}")
         checked = "not checked" if self.error is None else f"the model computes what B computes, to {self.error:.0e}"
         lines.append(f"  checked: {checked}")
-        rows = [["group", "units", "moved", "carried by"]]
-        for factor in spec.free:
-            index = self.permutation[factor.name]
-            moved = float((index != torch.arange(factor.size)).double().mean())
+        rows = [["group", "units", "moved", "similarity", "carried by"]]
+        for group in self.groups:
+            factor = group.factor
             copies = spec.copies(factor)
             axes = spec.carriers[factor.name]
             units = str(factor.size) if copies == 1 else f"{copies} x {factor.size}"
             shown = ", ".join(f"{tensor}[{axis}]" for tensor, axis in axes[:2]) + (", ..." if len(axes) > 2 else "")
-            rows.append([factor.name, units, f"{moved:.0%}", shown])
+            similarity = f"{group.before:.2f} -> {group.after:.2f}"
+            rows.append([factor.name, units, f"{group.moved:.0%}", similarity, shown])
         if len(rows) > 1:
-            lines += ["", table(rows if len(rows) < 30 else [*rows[:28], ["...", f"{len(rows) - 28} more", "", ""]])]
+            lines += ["", table(shorten(rows))]
         reasons = pinned_because(spec)
         if reasons:
             lines += ["", "  left alone:", table(reasons[:8], indent=4)]
@@ -95,12 +97,12 @@ def align(
         example_inputs: a tensor, a tuple of positional inputs, or a dictionary of inputs by name. Common models need
             none.
         spec: which axes may be permuted, if it is known already; else it is discovered from model A.
-        matcher: a name, or any callable ``(spec, params_a, params_b) -> Permutation``. Without data: ``"weight"``,
-            ``"graduated"``, ``"frank-wolfe"``, and to compare with ``"identity"``, ``"greedy"``, ``"annealing"`` and,
-            for tiny models, ``"exhaustive"``. With data: ``"activation"``. With data and a loss:
-            ``"straight-through"``, ``"sinkhorn"`` and ``"annealing"``.
-        data: batches ``(input, target)``, for a matcher that is named and needs them; ``"activation"`` needs no
-            targets.
+        matcher: a name, or any callable ``(spec, params_a, params_b) -> Permutation``. From the weights alone:
+            ``"weight"``, ``"graduated"`` and ``"frank-wolfe"``. With ``data``: ``"activation"``. With ``data`` and
+            ``loss``: ``"straight-through"`` and ``"sinkhorn"``. To compare with: ``"identity"``, ``"greedy"``,
+            ``"exhaustive"`` (for tiny models) and ``"annealing"`` (with ``data`` and ``loss``, or neither).
+        data: batches ``(input, target)``, for a matcher that is named and needs them; ``"activation"`` reads no
+            targets, and may have the inputs alone.
         loss: ``loss(output, target)``, the mean over the batch, for a matcher that is named and needs it.
         check: compare the aligned model with B on the example inputs.
         progress: show a progress bar, if the matcher is one that was named.
@@ -117,6 +119,7 @@ def align(
         EquivalenceError: if the aligned model does not compute what B computes.
 
     Example:
+        >>> import torch
         >>> make = lambda: nn.Sequential(nn.Linear(4, 32), nn.ReLU(), nn.Linear(32, 3))
         >>> a, b = make(), make()
         >>> aligned = align(a, b)
@@ -138,7 +141,8 @@ def align(
     permutation = permutation_of(found, spec, matcher)
     aligned = permutation.apply(model_b)
     error = compare(model_b, aligned, args, kwargs, "model B") if check else None
-    return Alignment(aligned, spec, permutation, found if isinstance(found, Match) else None, error)
+    groups = similarities(spec, parameters(model_a), parameters(model_b), permutation)
+    return Alignment(aligned, spec, permutation, found if isinstance(found, Match) else None, groups, error)
 
 
 def compare(model: nn.Module, aligned: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], which: str) -> float:

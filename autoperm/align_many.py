@@ -86,9 +86,9 @@ def align_many(
             none.
         spec: which axes may be permuted, if it is known already; else it is discovered from the first model.
         matcher: ``"merge-many"``, in which each model fits the mean of the others; ``"universe"``, in which all are
-            found at once; ``"reference"``, in which each fits the first by weight matching; a name that
-            :func:`autoperm.align` knows, or any callable ``(spec, params_a, params_b) -> Permutation``, by which each
-            is matched to the first; or an object with ``match_many``.
+            relaxed together; or ``"reference"``, in which each fits the first by weight matching. These need the
+            weights alone. A name that :func:`autoperm.align` knows, with the data and loss that it needs, or a callable
+            ``(spec, params_a, params_b) -> Permutation`` matches each to the first. Or an object with ``match_many``.
         data: batches ``(input, target)``, for a matcher that is named and needs them.
         loss: ``loss(output, target)``, the mean over the batch, for a matcher that is named and needs it.
         check: compare each aligned model with the given one on the example inputs.
@@ -111,7 +111,8 @@ def align_many(
         >>> for model, given in zip(aligned.models, models, strict=True):
         ...     torch.testing.assert_close(model(x), given(x))
 
-    Reference: Ainsworth, Hayase, Srinivasa, *Git Re-Basin*, ICLR 2023, Algorithm 3.
+    Reference: Ainsworth, Hayase, Srinivasa, *Git Re-Basin*, ICLR 2023, Algorithm 3; Crisostomi et al., *C2M3:
+    Cycle-Consistent Multi-Model Merging*, NeurIPS 2024, for the universe.
     """
     chosen = get_many_matcher(matcher, data=data, loss=loss, progress=progress)
     if isinstance(models, nn.Module) or len(models) < 2:

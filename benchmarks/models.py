@@ -112,15 +112,15 @@ class Bottleneck(nn.Module):
         return self.relu(self.body(x) + self.shortcut(x))
 
 
-def resnet50() -> nn.Module:
+def resnet50(width: int = 64) -> nn.Module:
     """ResNet50 for ImageNet."""
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
-    layers.append(nn.MaxPool2d(3, 2, 1))
-    inputs = 64
+    layers: list[nn.Module] = [nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(width)]
+    layers += [nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
+    inputs = width
     for stage, count in enumerate((3, 4, 6, 3)):
         for block in range(count):
-            layers.append(Bottleneck(inputs, 64 << stage, 2 if block == 0 and stage > 0 else 1))
-            inputs = 256 << stage
+            layers.append(Bottleneck(inputs, width << stage, 2 if block == 0 and stage > 0 else 1))
+            inputs = 4 * width << stage
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 1000))
 
 
@@ -177,17 +177,27 @@ class ViT(nn.Module):
 
 
 class GPT2(nn.Module):
-    """The smallest GPT-2, 124 million parameters; the embedding of the tokens is the last layer too."""
+    """The smallest GPT-2, 124 million parameters; if tied, the embedding of the tokens is the last layer too."""
 
-    def __init__(self, width: int = 768, heads: int = 12, depth: int = 12, tokens: int = 50257) -> None:
+    def __init__(
+        self,
+        width: int = 768,
+        heads: int = 12,
+        depth: int = 12,
+        tokens: int = 50257,
+        length: int = 1024,
+        *,
+        tied: bool = True,
+    ) -> None:
         super().__init__()
         self.tokens = nn.Embedding(tokens, width)
-        self.positions = nn.Embedding(1024, width)
+        self.positions = nn.Embedding(length, width)
         self.layers = nn.Sequential(*(Layer(width, heads, causal=True) for _ in range(depth)))
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, tokens, bias=False)
-        self.head.weight = self.tokens.weight
-        nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        if tied:
+            self.head.weight = self.tokens.weight
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.tokens(x) + self.positions(torch.arange(x.shape[1]))

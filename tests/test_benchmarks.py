@@ -14,6 +14,7 @@ from autoperm import Permutation, PermutationSpec, discover
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import matching
+import recovery
 from barriers import read_cifar, read_mnist
 from matchers import FREE, Data, run
 from models import MODELS, ResNet20, mlp
@@ -58,6 +59,29 @@ def test_a_matcher_that_is_here_finds_what_was_planted(spec: PermutationSpec, me
         assert found.compose(planted).is_identity
     if method == "naive":
         assert found.is_identity
+
+
+@pytest.mark.parametrize("method", recovery.METHODS)
+def test_a_permutation_is_planted_and_found(spec: PermutationSpec, method: str) -> None:
+    network = recovery.Network("", lambda: mlp(8, (32, 24), 3), lambda seed: torch.randn(2, 8))
+    found = recovery.recover(network, recovery.METHODS[method], spec, 0.1, 0)
+    assert (found.exact, found.fixed, found.above) == (True, 1.0, False)
+    lost = recovery.recover(network, recovery.METHODS[method], spec, 30.0, 0)
+    assert (lost.exact, lost.above) == (False, True)
+    assert lost.fixed < 0.5
+    assert recovery.cell([found, found]) == "2 of 2"
+    assert recovery.cell([lost]) == f"0 of 1 ({lost.fixed:.1%}), 1 above"
+
+
+def test_noise_leaves_the_model_and_its_ties_alone() -> None:
+    model = recovery.fresh(lambda: recovery.small_gpt(tied=True), 0)
+    norm, head = model.layers[0].norm1.weight, model.head.weight
+    assert norm.std() > 0.05
+    other = recovery.noisy(model, 0.3, 1)
+    assert other.head.weight is other.tokens.weight
+    for tensor, noisy in ((norm, other.layers[0].norm1.weight), (head, other.head.weight)):
+        assert ((noisy - tensor).std() / tensor.std()).item() == pytest.approx(0.3, rel=0.2)
+    assert torch.equal(recovery.noisy(model, 0.0, 1).head.weight, head)
 
 
 def test_the_floor_counts_products_and_assignments(spec: PermutationSpec) -> None:

@@ -20,12 +20,13 @@ CHECK = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def prelude() -> dict[str, object]:
-    """What the short examples of the front pages take for granted: two models and a test set."""
+    """What the short examples of the front pages take for granted: three models and data."""
     torch.manual_seed(0)
     inputs, targets = torch.randn(20, 8), torch.randint(0, 3, (20,))
-    models = [nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)) for _ in range(2)]
+    models = [nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)) for _ in "abc"]
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=5)
-    return {"model_a": models[0], "model_b": models[1], "test_loader": loader}
+    named = dict(zip(("model_a", "model_b", "model_c"), models, strict=True))
+    return {**named, "train_loader": loader, "test_loader": loader}
 
 
 def blocks(page: Path) -> Iterator[tuple[str, int, str]]:

@@ -12,12 +12,14 @@ from .match import ManyMatch, Match
 from .matcher import ManyMatcher, ManyModelMatcher, Matcher, ModelMatcher
 from .merge_many import MergeMany
 from .reference import ToReference
+from .similarity import GroupSimilarity
 from .sinkhorn import Sinkhorn
 from .straight_through import StraightThrough
 from .universe import Universe
 from .weight import weight_matching
 
 __all__ = [
+    "GroupSimilarity",
     "ManyMatch",
     "ManyMatcher",
     "ManyModelMatcher",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Literal
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .blocks import Block
 from .problem import Problem, Task
@@ -47,8 +50,7 @@ class Descent:
         for wave in self._waves():
             items = [item for item in wave if self._is_pending(item)]
             tasks = (self.problem.task(active) for _, active in items)
-            solve = map if self._executor is None else self._executor.map
-            for item, (gain, found) in zip(items, solve(Task.solve, tasks), strict=True):
+            for item, (gain, found) in zip(items, self._solve_all(tasks), strict=True):
                 block, before = item[0], self.problem.moves
                 gain = self.problem.take(block, gain, found)
                 # A quadratic block was solved for parameters that its own move has changed.
@@ -56,6 +58,11 @@ class Descent:
                 self._gained[block.root] = gain
                 if gain:
                     yield gain
+
+    def _solve_all(self, tasks: Iterable[Task]) -> Iterator[tuple[float, dict[str, Tensor]]]:
+        if self._executor is None:
+            return (task.solve() for task in tasks)
+        return self._executor.map(partial(_solve, torch.get_num_threads()), tasks)
 
     def _waves(self) -> list[list[_Round]]:
         """Put the rounds in order, and those together that could as well be visited one after the other.
@@ -78,3 +85,9 @@ class Descent:
         if self._order == "gain":
             return sorted(self._blocks, key=lambda block: -self._gained[block.root])
         return self._blocks if self._order == "forward" else self._blocks[::-1]
+
+
+def _solve(threads: int, task: Task) -> tuple[float, dict[str, Tensor]]:
+    """Solve a task in a worker, with as many threads as its caller has: the number changes how sums are rounded."""
+    torch.set_num_threads(threads)
+    return task.solve()

@@ -17,8 +17,8 @@ def grow(problem: Problem, blocks: Sequence[Block]) -> None:
     largest known share of what its cells could add to the objective at most, and its known cells alone decide.
     """
     before, start = problem.permutation(), problem.objective()
-    free = set(problem.indices)
     own = {block.root: {f.name for f in problem.spec.free if block.root in (f.name, *f.over)} for block in blocks}
+    free = {name for names in own.values() for name in names}  # a group that has no block stays as it is
     open_names = [free.intersection(filter(None, cell.names)) for cell in problem.cells]  # not settled yet
     masses = [problem.mass(cell) for cell in problem.cells]
     roots = {name: [root for root, names in own.items() if name in names] for name in free}
@@ -40,14 +40,16 @@ def grow(problem: Problem, blocks: Sequence[Block]) -> None:
         for i in numbers:
             learn(root, i)
     left = {block.root: block for block in blocks}
-    while left:
-        root = max(left, key=lambda root: mass[root] / max(whole[root], 1e-300))
-        block = left.pop(root)
-        for active in block.rounds:
-            problem.step(block, active, list(known[root].values()))
-        for i in cells_of[root]:
-            open_names[i] -= own[root]
-            for other in roots_of[i]:
-                learn(other, i)
-    if problem.objective() < start:
-        problem.reset(before)
+    try:
+        while left:
+            root = max(left, key=lambda root: mass[root] / max(whole[root], 1e-300))
+            block = left.pop(root)
+            for active in block.rounds:
+                problem.step(block, active, list(known[root].values()))
+            for i in cells_of[root]:
+                open_names[i] -= own[root]
+                for other in roots_of[i]:
+                    learn(other, i)
+    finally:  # an interruption leaves nothing worse either
+        if problem.objective() < start:
+            problem.reset(before)

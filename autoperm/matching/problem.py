@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from math import prod
+from math import isfinite, prod
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -33,6 +33,9 @@ VECTOR_SHARE = 1e-3
 
 _SMALL = 1 << 14
 """Cells with fewer elements are multiplied together, as one matrix: many small products cost more than a copy."""
+
+_KEPT = 1 << 22
+"""Copies of A's cells with fewer elements are kept."""
 
 
 class Unfolding(NamedTuple):
@@ -109,6 +112,7 @@ class Problem:
 
     Attributes:
         cells: of all tensors that count.
+        norms: for each tensor, A's norm times B's.
         weights: of each tensor in the objective.
         a: A's tensors by name.
         b: B's tensors by name, permuted by what was found so far. Half precision is worked on in float32.
@@ -127,15 +131,18 @@ class Problem:
     ) -> None:
         check_option("kernel", kernel, get_args(Kernel))
         names = [n for n in spec.patterns if n in params_a and n not in spec.tied]
-        _check(spec, names, params_a, params_b)
+        norms = {name: _norms(spec, name, params_a, params_b) for name in names}
         for pattern in exclude:
             if not any(fnmatchcase(name, pattern) for name in spec.patterns):
                 raise SpecError(f"no parameter is called {pattern!r}; the first are {list(spec.patterns)[:5]}")
-        names = [name for name in names if not any(fnmatchcase(name, pattern) for pattern in exclude)]
+        excluded = {name for name in spec.patterns if any(fnmatchcase(name, pattern) for pattern in exclude)}
+        excluded |= {spec.tied[name] for name in excluded if name in spec.tied}
+        names = [name for name in names if name not in excluded]
         self.spec = spec
         self.a = {name: _work(params_a[name]) for name in names}
         self.b = {name: _work(params_b[name]).clone() for name in names}
         self.cells = [cell for name in names for cell in layout.cells(spec, name)]
+        self.norms = {name: norms[name][0] * norms[name][1] for name in names}
         self.weights = {name: self._weight(name) if kernel == "cosine" else 1.0 for name in names}
         self.changed = dict.fromkeys(names, 0)
         self.moves = 0
@@ -151,13 +158,14 @@ class Problem:
             for name in {name for name in cell.names if name in self.indices}:
                 self._carrying[name].append(cell)
         self._unfoldings: dict[tuple[frozenset[str], int], list[Unfolding]] = {}
+        self._kept: dict[tuple[int, Unfolding], Tensor] = {}
         self._identity = self.indices
         self._rounding = 4 * max((torch.finfo(tensor.dtype).eps for tensor in self.a.values()), default=0.0)
         if start is not None and not start.is_identity:
             self.move({name: start[name] for name in start.indices})
 
     def _weight(self, name: str) -> float:
-        norm = float(self.a[name].norm().double() * self.b[name].norm().double())
+        norm = self.norms[name]
         share = 1.0 if sum(size > 1 for size in self.spec.shapes[name]) > 1 else VECTOR_SHARE
         return share / norm if norm else 0.0
 
@@ -188,7 +196,9 @@ class Problem:
     def mass(self, cell: Cell) -> float:
         """Return what a cell could at most add to the objective."""
         a, b = self.views(cell)
-        return self.weights[cell.tensor] * float(a.norm().double() * b.norm().double())
+        whole = a.numel() == self.a[cell.tensor].numel()
+        norm = self.norms[cell.tensor] if whole else float(a.norm().double() * b.norm().double())
+        return self.weights[cell.tensor] * norm
 
     # --- moving
 
@@ -250,15 +260,17 @@ class Problem:
             self.move(found)
             return gain
         before, kept = self.objective(block.tensors), {name: self.b[name].clone() for name in block.tensors}
-        indices, changed = self.indices, dict(self.changed)
-        self.move(found)
-        gain = self.objective(block.tensors) - before
-        if gain > self._rounding * abs(before):
-            return gain
-        for name, tensor in kept.items():
-            self.b[name].copy_(tensor)
-        self.indices, self.changed = indices, changed
-        return 0.0
+        indices, changed, rises = self.indices, dict(self.changed), False
+        try:
+            self.move(found)
+            gain = self.objective(block.tensors) - before
+            rises = gain > self._rounding * abs(before)
+        finally:  # an interruption takes it back too
+            if not rises:
+                for name, tensor in kept.items():
+                    self.b[name].copy_(tensor)
+                self.indices, self.changed = indices, changed
+        return gain if rises else 0.0
 
     def task(self, active: frozenset[str], cells: Sequence[Cell] | None = None) -> Task:
         """Return the search for the best move of some factors, for some cells (all)."""
@@ -266,10 +278,20 @@ class Problem:
         products, shapes = [], {}
         for cell in cells:
             for unfold in self.unfold(active, cell):
-                a, b = (unfold(view) for view in self.views(cell))
+                a, b = self._unfolded_a(cell, unfold), unfold(self.views(cell)[1])
                 products.append((unfold.factor, a, b, self.weights[cell.tensor]))
                 shapes[unfold.factor] = (*unfold.batch, *unfold.rows, *unfold.rows)
         return Task(Nested(self.spec, active), products, shapes, self._identity, self._rounding)
+
+    def _unfolded_a(self, cell: Cell, unfold: Unfolding) -> Tensor:
+        """A's side does not change, so that copies of it are kept, if they are not large."""
+        key = (id(cell), unfold)
+        if key in self._kept:
+            return self._kept[key]
+        unfolded = unfold(self.views(cell)[0])
+        if unfolded.numel() < _KEPT:
+            self._kept[key] = unfolded
+        return unfolded
 
     def unfold(self, active: frozenset[str], cell: Cell) -> list[Unfolding]:
         """How a cell is unfolded for the innermost of some factors, once for each axis where that stands."""
@@ -316,22 +338,26 @@ def check_option(option: str, choice: str, choices: Sequence[str]) -> None:
         raise AutopermError(f"there is no {option} {choice!r}; choose {' or '.join(map(repr, choices))}")
 
 
-def _check(
-    spec: PermutationSpec, names: Sequence[str], params_a: Mapping[str, Tensor], params_b: Mapping[str, Tensor]
-) -> None:
-    for name in names:
-        for which, params in (("A", params_a), ("B", params_b)):
-            shape = tuple(params[name].shape) if name in params else None
-            if shape != spec.shapes[name]:
-                is_now = "missing" if shape is None else list(shape)
-                raise SpecError(
-                    f"{name} is {list(spec.shapes[name])} in the specification and {is_now} in model {which}"
-                )
-            if not bool(params[name].isfinite().all()):
-                raise WeightsError(f"{name} of model {which} has NaN or infinite values; nothing was matched")
+def _norms(
+    spec: PermutationSpec, name: str, params_a: Mapping[str, Tensor], params_b: Mapping[str, Tensor]
+) -> tuple[float, float]:
+    """Return the norms of a tensor of A and of B, which must be as the specification says, and finite."""
+    norms = []
+    for which, params in (("A", params_a), ("B", params_b)):
+        shape = tuple(params[name].shape) if name in params else None
+        if shape != spec.shapes[name]:
+            wanted, found = list(spec.shapes[name]), "missing" if shape is None else list(shape)
+            raise SpecError(f"{name} is {wanted} in the specification and {found} in model {which}")
+        tensor = _work(params[name])
+        norm = float(tensor.norm().double())
+        if not isfinite(norm) and not bool(tensor.isfinite().all()):
+            raise WeightsError(f"{name} of model {which} has NaN or infinite values; nothing was matched")
+        norms.append(norm)
+    return norms[0], norms[1]
 
 
 def _work(tensor: Tensor) -> Tensor:
-    """Half precision is too coarse to sum in."""
+    """Half precision is too coarse to sum in; complex numbers are pairs of real ones."""
     tensor = tensor.detach()
+    tensor = torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

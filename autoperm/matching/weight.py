@@ -60,7 +60,7 @@ def weight_matching(
     order: Order = "random",
     seed: int = 0,
     max_sweeps: int = 100,
-    tolerance: float = 0.0,
+    tolerance: float = 1e-4,
     exclude: Sequence[str] = (),
     keep: Sequence[str] = (),
     executor: Executor | None = None,
@@ -79,7 +79,8 @@ def weight_matching(
             the model, ``"forward"`` or ``"backward"``; or those first that gained most when last visited (``"gain"``).
         seed: of the random order.
         max_sweeps: stop after so many, even if the last one still improved.
-        tolerance: stop after a sweep that raised the objective by less than this share of it.
+        tolerance: stop after a sweep that raised the objective by less than this share of it. At 0 the descent ends
+            where no block has anything to gain.
         exclude: parameters that have no say, by name or pattern (``"*.bias"``). They are permuted with the others.
         keep: groups that stay as they start, by the names that the specification gives them.
         executor: solves blocks that share no parameter at the same time. The result does not depend on it.
@@ -111,32 +112,35 @@ def weight_matching(
     blocks = [block for block in find_blocks(spec, problem.cells) if block.root not in keep]
     descent = Descent(problem, blocks, order, seed, executor)
     interrupted = False
-    try:
-        if start == "boundary":
+    if start == "boundary":
+        try:
             grow(problem, blocks)
-    except KeyboardInterrupt:
-        interrupted = True
-    before = problem.objective()
-    history = [before]
-    sweeps = 0
+        except KeyboardInterrupt:
+            interrupted = True
+            problem = Problem(spec, params_a, params_b, kernel, problem.permutation(), exclude)
+
+    def done(gained: float, objective: float) -> bool:
+        return gained < tolerance * abs(objective) or not descent.pending()
+
+    history = [problem.objective()]
+    sweeps, gained = 0, float("inf")
     with tqdm(total=max_sweeps, desc="weight matching", disable=not progress, leave=False) as bar:
         try:
-            while not interrupted and descent.pending() and sweeps < max_sweeps:
+            while not interrupted and not done(gained, history[-1]) and sweeps < max_sweeps:
                 sweeps += 1
+                before = history[-1]
                 for gain in descent.sweep():
                     history.append(history[-1] + gain)
+                gained = history[-1] - before
                 bar.update()
                 bar.set_postfix(objective=f"{history[-1]:.6g}")
-                if history[-1] - before < tolerance * abs(history[-1]):
-                    break
-                before = history[-1]
         except KeyboardInterrupt:
             interrupted = True
     return Match(
         problem.permutation(),
         tuple(history),
         sweeps,
-        not descent.pending() and not interrupted,
+        done(gained, history[-1]) and not interrupted,
         tuple(block.root for block in blocks if len(block.rounds) > 1),
         interrupted,
     )
