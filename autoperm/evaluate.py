@@ -169,17 +169,36 @@ def check_rereadable(loader: Iterable[Any]) -> None:
     """Check that a loader can be read more than once: a generator is empty the second time.
 
     Raises:
-        EvaluationError: If the loader is an iterator, such as a generator.
+        EvaluationError: If the loader is an iterator, such as a generator, or cannot be read at all.
 
     Example:
         >>> check_rereadable(iter([1, 2]))
         Traceback (most recent call last):
         autoperm.errors.EvaluationError: the data is a list_iterator, which can be read only once; ...
     """
+    check_readable(loader)
     if isinstance(loader, Iterator):
         raise EvaluationError(
             f"the data is a {type(loader).__name__}, which can be read only once; "
             "give a DataLoader or a list of batches, which can be read at every point"
+        )
+
+
+def check_readable(loader: object) -> None:
+    """Check that a loader can be read.
+
+    Raises:
+        EvaluationError: If there are no batches to take from it, as from a number or a model.
+
+    Example:
+        >>> check_readable(3)
+        Traceback (most recent call last):
+        autoperm.errors.EvaluationError: the data is a int, from which no batches can be read; ...
+    """
+    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
+        raise EvaluationError(
+            f"the data is a {type(loader).__name__}, from which no batches can be read; "
+            "give a DataLoader or a list of batches"
         )
 
 

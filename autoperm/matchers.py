@@ -96,6 +96,9 @@ def get_matcher(
         made: AnyMatcher = _make(_MATCHERS, matcher, data, loss, progress)
         return made
     _check_unused(data, loss)
+    _check_instance(matcher)
+    if isinstance(matcher, ManyMatcher | ManyModelMatcher) and not callable(matcher):
+        raise MatcherError(f"a {type(matcher).__name__} object is for align_many")
     if not callable(matcher) and not isinstance(matcher, ModelMatcher):
         raise MatcherError(
             f"a {type(matcher).__name__} object is no matcher: it must be a name ({_quoted(_MATCHERS)}) or a callable "
@@ -131,6 +134,7 @@ def get_many_matcher(
         return made
     if isinstance(matcher, str) and matcher not in _MATCHERS:
         raise _unknown(matcher, {**_MANY_MATCHERS, **_MATCHERS})
+    _check_instance(matcher)
     if isinstance(matcher, ManyMatcher | ManyModelMatcher):
         _check_unused(data, loss)
         return matcher
@@ -204,6 +208,11 @@ def _check_unused(data: object, loss: object) -> None:
     for option, value in {"data": data, "loss": loss}.items():
         if value is not None:
             raise MatcherError(f"{option} is for a matcher that is named by a string; give it to the matcher itself")
+
+
+def _check_instance(matcher: object) -> None:
+    if isinstance(matcher, type):
+        raise MatcherError(f"{matcher.__name__} is a class; make a matcher of it: {matcher.__name__}(...)")
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from conftest import Traced
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import NETWORKS
+from networks import NETWORKS, randomize
 from test_activations import batch_like
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -468,6 +468,32 @@ def test_an_interrupt_between_two_activations_loses_nothing(traced: Trace, monke
     found = match(net.model, planted.apply(net.model), net.spec, batches_for(net, 50, 50), when="before")
     assert found.interrupted
     assert found.permutation.compose(planted) == net.spec.identity()
+
+
+class Routed(nn.Module):
+    """The second layer sees the samples that a gate lets through: others in each model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.gate, self.late = nn.Linear(4, 6), nn.Linear(4, 1), nn.Linear(6, 5)
+        self.outer, self.rest = nn.Linear(5, 2), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x).tanh()
+        chosen = h[(self.gate(x) > 0).squeeze(-1).nonzero().squeeze(-1)]
+        return self.rest(h).sum(0) + self.outer(self.late(chosen).tanh()).sum(0)
+
+
+def test_what_has_another_shape_in_b_is_left_out() -> None:
+    a, b = randomize(Routed().double(), 0), randomize(Routed().double(), 1)
+    data = [torch.randn(40, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))]
+    patterns = {"inner.weight": "h _", "inner.bias": "h", "late.weight": "i h", "late.bias": "i"}
+    spec = PermutationSpec.from_patterns({**patterns, "outer.weight": "_ i", "rest.weight": "_ h"}, a)
+    assert set(match(a, spec.random(0).apply(a), spec, data).speakers) == {"h", "i"}
+    found = match(a, b, spec, data)
+    assert set(found.speakers) == {"h"}
+    assert found.silent == ("i",)
+    assert found.permutation["i"].tolist() == list(range(5))
 
 
 # --- trained networks

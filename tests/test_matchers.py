@@ -11,8 +11,21 @@ import torch.nn.functional as F
 from networks import floats, randomize
 from torch import Tensor, nn
 
-from autoperm import Match, MergeMany, ModelMatcher, Permutation, PermutationSpec, StraightThrough, ToReference, align
-from autoperm.errors import MatcherError
+from autoperm import (
+    ActivationMatching,
+    Match,
+    MergeMany,
+    ModelMatcher,
+    Permutation,
+    PermutationSpec,
+    SimulatedAnnealing,
+    Sinkhorn,
+    StraightThrough,
+    ToReference,
+    align,
+    align_many,
+)
+from autoperm.errors import ArchitectureError, EvaluationError, MatcherError
 from autoperm.matchers import get_many_matcher, get_matcher
 from autoperm.matching import ManyMatcher
 
@@ -97,6 +110,74 @@ def test_names_and_objects() -> None:
 def test_what_is_missing_or_useless_is_said(name: Any, given: dict[str, Any], says: str) -> None:
     with pytest.raises(MatcherError, match=says):
         align(*two(), spec=SPEC, matcher=name, **given)
+
+
+@pytest.mark.parametrize("matcher", [StraightThrough, ActivationMatching])
+def test_a_class_is_no_matcher(matcher: Any) -> None:
+    with pytest.raises(
+        MatcherError, match=rf"{matcher.__name__} is a class; make a matcher of it: {matcher.__name__}\("
+    ):
+        align(*two(), spec=SPEC, matcher=matcher)
+    with pytest.raises(MatcherError, match="is a class"):
+        align_many(two(), spec=SPEC, matcher=matcher)
+
+
+def test_a_matcher_of_many_models_is_not_one_of_two() -> None:
+    with pytest.raises(MatcherError, match="MergeMany object is for align_many"):
+        align(*two(), spec=SPEC, matcher=MergeMany())
+
+
+@pytest.mark.parametrize("name", ["activation", "straight-through", "sinkhorn", "annealing"])
+def test_data_that_cannot_be_read_are_refused(name: str) -> None:
+    given: Any = {} if name == "activation" else {"loss": F.mse_loss}
+    with pytest.raises(EvaluationError, match="the data is a int, from which no batches can be read"):
+        align(*two(), spec=SPEC, matcher=name, data=3, **given)
+
+
+def test_a_generator_is_read_for_one_pair_of_models_only() -> None:
+    a, b = two()
+    align(a, b, spec=SPEC, matcher="activation", data=iter(data()))
+    with pytest.raises(EvaluationError, match=r"no batches.*a list_iterator can be read only once: give a DataLoader"):
+        align_many([a, b, b], spec=SPEC, matcher="activation", data=iter(data()))
+
+
+# --- unusual models -----------------------------------------------------------------------------------------------
+
+
+def with_data(loss: Any) -> list[Any]:
+    batches = data()
+    path = [Sinkhorn(batches, loss, objective=objective, steps=2) for objective in ("midpoint", "random")]
+    return [StraightThrough(batches, loss, steps=2), SimulatedAnnealing(batches, loss, steps=2), *path]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_model_without_parameters_stays(number: int) -> None:
+    a, b = nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU())
+    loss = lambda output, target: output.square().mean()  # noqa: E731
+    assert align(a, b, example_inputs=data()[0][0], matcher=with_data(loss)[number]).permutation.is_identity
+
+
+class Table(nn.Module):
+    """A parameter and a buffer that are integers."""
+
+    def __init__(self, order: list[int]) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(6, 4).double(), nn.Linear(4, 3).double()
+        self.shift = nn.Parameter(torch.arange(3), requires_grad=False)
+        self.register_buffer("order", torch.tensor(order))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x).relu())[:, self.order] + self.shift
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_integers_have_no_midpoint(number: int) -> None:
+    a, b, other = Table([0, 2, 1]), Table([0, 2, 1]), Table([2, 1, 0])
+    x = data()[0][0]
+    matcher = with_data(F.mse_loss)[number]
+    torch.testing.assert_close(align(a, b, example_inputs=x, matcher=matcher).model(x), b(x))
+    with pytest.raises(ArchitectureError, match="integer or boolean tensors, between which there is no path"):
+        align(a, other, example_inputs=x, matcher=matcher)
 
 
 # --- what a matcher returns ---------------------------------------------------------------------------------------

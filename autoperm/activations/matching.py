@@ -5,7 +5,7 @@ See :mod:`autoperm.matching.activation` for what is maximised.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, islice
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..errors import ActivationsError, AutopermError, EvaluationError
+from ..evaluate import check_readable
 from ..matching import Match
 from ..matching.activation import match_moments
 from ..matching.assignment import Array
@@ -50,7 +51,8 @@ class ActivationMatching:
 
     Activations are found in the graph of one run, with the axes of each: sums and products (fused layers, heads) come
     apart there. An axis that another factor of its own permutes (the latent positions of a perceiver beside its
-    channels) is averaged over, because A's and B's positions along it are not comparable yet.
+    channels) is averaged over, because A's and B's positions along it are not comparable yet. An activation that has
+    another shape in B than in A, such as what a router sends to an expert, is left out.
 
     Attributes:
         data: batches: tensors, tuples that begin with the model's input, or mappings of inputs by name. They are read
@@ -93,7 +95,9 @@ class ActivationMatching:
 
         Raises:
             AutopermError: for an option that does not exist.
+            EvaluationError: if the data cannot be read.
         """
+        check_readable(self.data)
         for name, value, known in [
             ("moment", self.moment, ("uncentred", "covariance", "pearson")),
             ("when", self.when, ("after", "before")),
@@ -155,7 +159,11 @@ class ActivationMatching:
         except KeyboardInterrupt:
             interrupted = True
         if comparison is None and not interrupted:
-            raise EvaluationError("the data yielded no batches, so there are no activations to compare")
+            once = isinstance(self.data, Iterator)
+            raise EvaluationError(
+                "the data yielded no batches, so there are no activations to compare"
+                + (f"; a {type(self.data).__name__} can be read only once: give a DataLoader or a list" if once else "")
+            )
         return _solve(spec, comparison, self.moment, interrupted)
 
     def _batches(self) -> Iterable[Any]:
@@ -198,11 +206,9 @@ class _Comparison:
         def compare(activation: Activation, tensor: Tensor) -> None:
             _check_finite(activation, tensor)
             other = kept.pop(activation)
-            if other.shape != tensor.shape:
-                raise ActivationsError(
-                    f"{activation} is {list(other.shape)} in model A and {list(tensor.shape)} in model B, so they "
-                    "cannot be compared"
-                )
+            if other.shape != tensor.shape:  # data decide what is looked at, such as the tokens that an expert gets
+                self._leave_out(activation)
+                return
             cells = self.capture.cells(activation, tensor.shape)
             for speaker in self.of[activation]:
                 cell = cells[speaker.cell]
@@ -215,18 +221,25 @@ class _Comparison:
             except AutopermError as error:
                 raise type(error)(f"model {which}, batch {number}: {error}") from error
 
-    def gathered(self, moment: Moment) -> dict[str, Array]:
-        """Return for each factor what A's and B's units have in common; those without samples are left out."""
-        found: dict[str, Array] = {}
-        for name, speakers in self.speakers.items():
-            heard = [speaker for speaker in speakers if self.moments[speaker].count]
+    def _leave_out(self, activation: Activation) -> None:
+        """Forget what an activation said: its samples are not the same ones in both models."""
+        for speaker in self.of.pop(activation):
+            self.moments[speaker] = Moments()
+
+    def heard(self, factor: str) -> list[Speaker]:
+        """Return the speakers of a factor of which there are samples."""
+        return [speaker for speaker in self.speakers[factor] if self.moments[speaker].count]
+
+    def gathered(self, moment: Moment) -> Generator[tuple[str, Array]]:
+        """Yield for each factor what A's and B's units have in common; those without samples are left out."""
+        for name in self.speakers:
+            heard = self.heard(name)
             if heard:
                 factors = [self.spec.factors[outer] for outer in (*self.spec.factors[name].over, name)]
                 aligned = [factor.size for factor in factors if factor.pinned]
                 path = [factor.size for factor in factors if not factor.pinned]
                 matrices = [self.moments[speaker].second(moment).cpu().numpy() for speaker in heard]
-                found[name] = np.sum(matrices, 0).reshape(*aligned, *path, *path)
-        return found
+                yield name, np.sum(matrices, 0).reshape(*aligned, *path, *path)
 
 
 def _check_finite(activation: Activation, tensor: Tensor) -> None:
@@ -248,16 +261,23 @@ def _same_random_numbers(seed: int) -> Generator[None]:
 
 
 def _solve(spec: PermutationSpec, comparison: _Comparison | None, moment: Moment, interrupted: bool) -> ActivationMatch:
-    moments = comparison.gathered(moment) if comparison is not None else {}
+    moments: dict[str, Array] = {}
+    speakers: dict[str, tuple[str, ...]] = {}
+    try:
+        if comparison is not None:
+            for name, array in comparison.gathered(moment):
+                moments[name] = array
+                speakers[name] = tuple(dict.fromkeys(speaker.activation.name for speaker in comparison.heard(name)))
+    except KeyboardInterrupt:  # what has no moments yet does not move
+        interrupted = True
     match = match_moments(spec, moments)
-    heard = {name for speaker in moments for name in (speaker, *spec.factors[speaker].over)}
-    speakers = comparison.speakers if comparison is not None else {}
+    heard = {name for factor in speakers for name in (factor, *spec.factors[factor].over)}
     return ActivationMatch(
         match.permutation,
         match.objective,
         match.sweeps,
         match.converged and not interrupted,
         interrupted=match.interrupted or interrupted,
-        speakers={name: tuple(dict.fromkeys(s.activation.name for s in speakers[name])) for name in moments},
+        speakers=speakers,
         silent=tuple(factor.name for factor in spec.free if factor.name not in heard),
     )

@@ -50,10 +50,11 @@ def match_moments(spec: PermutationSpec, moments: Mapping[str, Array]) -> Match:
     identity = spec.identity()
     indices = {name: identity[name].clone() for name in free}
     whole = Nested(spec, frozenset(free))
-    history = [whole.value(moments, indices)]
+    history: list[float] = []
     pending, rounds = list(blocks), 0
     interrupted = False
     try:
+        history.append(whole.value(moments, indices))
         while pending:
             rounds += 1
             moved = [root for root in pending if _improve(spec, blocks[root], moments, indices)]

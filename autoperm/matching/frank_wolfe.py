@@ -35,7 +35,7 @@ from ..errors import AutopermError
 from ..layout import Cell
 from ..permutation import Permutation
 from ..spec import PermutationSpec
-from .match import Match
+from .match import Match, stop_if_interrupted
 from .problem import Kernel, Problem
 from .soft import Soft, act, harden, random_soft, soften, uniform
 from .weight import weight_matching
@@ -69,13 +69,16 @@ class Relaxation:
 
         Raises:
             AutopermError: for a start that there is not.
+            KeyboardInterrupt: if weight matching was interrupted.
         """
         if start == "uniform":
             return self.spec.identity()
         if isinstance(start, str) and start != "boundary":
             raise AutopermError(f"there is no start {start!r}; choose 'uniform', 'boundary' or a permutation")
         first, state = self.states[0], self.states[number]  # scaled by the kernel already
-        return weight_matching(self.spec, first, state, kernel="linear", start=start, max_sweeps=0).permutation
+        match = weight_matching(self.spec, first, state, kernel="linear", start=start, max_sweeps=0)
+        stop_if_interrupted(match)
+        return match.permutation
 
     def value(self, softs: Sequence[Soft]) -> float:
         """Return the objective."""
@@ -231,8 +234,13 @@ def frank_wolfe(
     def descend(start: Permutation, sweeps: int) -> Match:
         return weight_matching(spec, params_a, params_b, kernel=kernel, seed=seed, start=start, max_sweeps=sweeps)
 
-    corner = relaxation.corner(start)
+    try:
+        corner = relaxation.corner(start)
+    except KeyboardInterrupt:
+        return Match(spec.identity(), (), 0, converged=False, interrupted=True)
     best = descend(corner, 0 if start == "uniform" else max_sweeps)
+    if best.interrupted:
+        return best
     first = uniform(spec, relaxation.like) if start == "uniform" else soften(corner, relaxation.like)
     history = [*best.objective]
     generator = torch.Generator().manual_seed(seed)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from math import isfinite
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from ..copies import copy_model, forget_caches
 from ..errors import EvaluationError
@@ -17,6 +18,11 @@ from ..merge import lerp
 from ..permutation import Permutation
 from ..renormalize import BatchNorm
 from ..state import check_same_architecture, check_same_indices, tensors
+
+Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
+"""``optimizer(tensors)``: for example ``functools.partial(torch.optim.Adam, lr=1e-3)``."""
+
+EMPTY = "the loader yielded no batches, or none with samples, so there is nothing to match on"
 
 
 class Path:
@@ -55,14 +61,19 @@ class Path:
             self.model.load_state_dict({**self.model.state_dict(), **weights})
         forget_caches(self.model)
 
-    def loss(self, batch: Any) -> Tensor:
-        """Return the loss of the network where it is, on a batch ``(input, target)``.
+    def loss(self, batch: Any, weights: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the loss of the network on a batch.
+
+        Args:
+            batch: ``(input, target)``.
+            weights: parameters that take the place of the network's own, which then get no gradient.
 
         Raises:
             EvaluationError: if the batch is no pair, or the loss no scalar.
         """
         inputs, target = pair(to_device(batch, device_of(self.model)))
-        loss = self._loss(self.model(inputs), target)
+        output = self.model(inputs) if weights is None else functional_call(self.model, dict(weights), (inputs,))
+        loss = self._loss(output, target)
         if not isinstance(loss, Tensor) or loss.numel() != 1:
             what = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
             raise EvaluationError(f"the loss has {what}, but must be one number in a tensor, the mean over the batch")
@@ -81,7 +92,7 @@ class Path:
                 total += samples * float(self.loss(batch))
                 count += samples
         if count == 0:
-            raise EvaluationError("the batches have no samples, so there is nothing to take a mean over")
+            raise EvaluationError(EMPTY)
         if not isfinite(total):
             raise EvaluationError(f"the mean loss is {total / count} between the models; check the data, and the loss")
         return total / count
@@ -95,7 +106,7 @@ def first_batches(data: Iterable[Any], batches: int | None) -> list[Any]:
     """
     found = list(islice(data, batches))
     if not found:
-        raise EvaluationError("the loader yielded no batches, so there is nothing to match on")
+        raise EvaluationError(EMPTY)
     return found
 
 
@@ -112,4 +123,4 @@ def endless(data: Iterable[Any]) -> Iterator[Any]:
             empty = False
             yield batch
         if empty:
-            raise EvaluationError("the loader yielded no batches, so there is nothing to match on")
+            raise EvaluationError(EMPTY)

@@ -20,30 +20,32 @@ differentiation*, CVPR 2023, arXiv 2212.12042.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import KW_ONLY, dataclass, field, replace
-from math import isfinite, log
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import KW_ONLY, dataclass
+from functools import partial
+from math import log
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from ..copies import copy_model
-from ..errors import AutopermError, EvaluationError
-from ..evaluate import Loss, check_rereadable, device_of, pair, samples_in, to_device
+from ..errors import AutopermError, EvaluationError, MatcherError
+from ..evaluate import Loss, check_rereadable
 from ..permutation import Permutation
-from ..renormalize import BatchNorm
 from ..spec import PermutationSpec
+from ..state import interpolates
 from .frank_wolfe import Relaxation
 from .match import Match
+from .matcher import Matcher
+from .path import EMPTY, Optimizer, Path
 from .problem import Kernel
 from .soft import Soft, act, harden, normalize, soft_apply, soften
 
 Objective = Literal["l2", "midpoint", "random"]
-Optimizer = Callable[..., torch.optim.Optimizer]
+
+_adam = partial(torch.optim.Adam, lr=0.2)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Sinkhorn:
     """Align two models by gradient descent on soft permutations.
 
     With a loss on the path, the network between the models runs in eval mode, but BatchNorm normalises by each batch:
-    running statistics of the ends do not fit what lies between them. All other buffers are model A's.
+    running statistics of the ends do not fit what lies between them. All other buffers are those of the midpoint.
 
     Attributes:
         data: batches ``(input, target)`` for a loss on the path, which can be read more than once; ``"l2"`` needs none.
@@ -59,16 +61,14 @@ class Sinkhorn:
         objective: ``"l2"``, the distance of the weights; ``"midpoint"``, the loss half-way between the models;
             ``"random"``, at a random place on the path.
         steps: how many.
-        rate: the learning rate.
         temperature: the latent numbers are divided by it; a small one makes matrices harder.
         iterations: how often rows and columns are normalised.
         start: ``"boundary"``, the permutation that weight matching grows from the pinned axes inwards; ``"uniform"``,
             the middle of the polytope; or a permutation.
         kernel: scales of the tensors for ``"l2"``, and of weight matching's for the start.
         seed: of the random places on the path; the order of the batches is that of the data.
-        optimizer: makes the optimizer of the latent numbers; called with a list of them and ``lr``.
+        optimizer: of the latent numbers; by default Adam with learning rate 0.2.
         progress: show a progress bar.
-        model: the network to run; :meth:`bind` sets it.
 
     Raises:
         AutopermError: for an unknown objective, or one on the path without data.
@@ -88,15 +88,13 @@ class Sinkhorn:
     _: KW_ONLY
     objective: Objective = "l2"
     steps: int = 200
-    rate: float = 0.2
     temperature: float = 1.0
     iterations: int = 20
     start: Permutation | Literal["boundary", "uniform"] = "boundary"
     kernel: Kernel = "cosine"
     seed: int = 0
-    optimizer: Optimizer = torch.optim.Adam
+    optimizer: Optimizer = _adam
     progress: bool = False
-    model: nn.Module | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Check that the objective has what it needs."""
@@ -107,13 +105,9 @@ class Sinkhorn:
                 raise AutopermError(f"objective {self.objective!r} is a loss on data; give batches (input, target)")
             check_rereadable(self.data)
 
-    def bind(self, model_a: nn.Module, model_b: nn.Module, /) -> Sinkhorn:
-        """Return the matcher with the network it runs, a copy of model A."""
-        model = copy_model(model_a).eval().requires_grad_(requires_grad=False)
-        for module in model.modules():
-            if isinstance(module, BatchNorm):
-                module.training = True
-        return replace(self, model=model)
+    def bind(self, model_a: nn.Module, model_b: nn.Module, /) -> Matcher:
+        """Return the matcher for two models, between which the loss is taken if the objective is one on the path."""
+        return self if self.objective == "l2" else partial(self._match, (model_a, model_b))
 
     def __call__(
         self, spec: PermutationSpec, params_a: Mapping[str, Tensor], params_b: Mapping[str, Tensor], /
@@ -124,26 +118,45 @@ class Sinkhorn:
         midpoint for both; and it never falls, for the best permutation is kept. The sweeps are the steps.
 
         Raises:
-            AutopermError: if the objective needs a model and the matcher is not bound.
+            MatcherError: if the objective needs the models.
             EvaluationError: if there is no data, or the loss is NaN or infinite; the message says in which step.
+            ArchitectureError: if tables of integers differ, between which there is no path.
             SpecError: if names or shapes do not fit.
             WeightsError: if weights are NaN or infinite.
         """
+        if self.objective != "l2":
+            raise MatcherError(
+                f"objective {self.objective!r} runs the models; use align, or call bind(model_a, model_b) first"
+            )
+        return self._match(None, spec, params_a, params_b)
+
+    def _match(
+        self,
+        models: tuple[nn.Module, nn.Module] | None,
+        spec: PermutationSpec,
+        params_a: Mapping[str, Tensor],
+        params_b: Mapping[str, Tensor],
+        /,
+    ) -> Match:
         relaxation = Relaxation(spec, [params_a, params_b], self.kernel)
-        task = self._task(spec, params_a, params_b, relaxation)
-        best = last = relaxation.corner(self.start)
+        try:
+            best = last = relaxation.corner(self.start)
+        except KeyboardInterrupt:
+            return Match(spec.identity(), (), 0, converged=False, interrupted=True)
         latents = self._latents(best, relaxation)
-        history = [task.judge(best)]
+        task = _Distance(relaxation) if models is None else self._path_loss(models, spec, params_a, params_b)
         if not latents:
-            return Match(best, tuple(history), 0, converged=True)
-        optimizer = self.optimizer(list(latents.values()), lr=self.rate)
+            return Match(best, (task.judge(best),), 0, converged=True)
+        optimizer = self.optimizer(list(latents.values()))
+        history: list[float] = []
         step, interrupted = 0, False
         try:
+            history.append(task.judge(best))
             for step in tqdm(range(1, self.steps + 1), desc="Sinkhorn", disable=not self.progress, leave=False):
                 loss, judge = task.step(self._soft(latents))
                 if not bool(loss.isfinite()):
                     raise EvaluationError(
-                        f"the loss in step {step} is {float(loss.detach())}; check the data, or lower the rate"
+                        f"the loss in step {step} is {float(loss.detach())}; check the data, or lower the learning rate"
                     )
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -159,17 +172,17 @@ class Sinkhorn:
             interrupted = True
         return Match(best, tuple(history), step, converged=False, interrupted=interrupted)
 
-    def _task(
-        self, spec: PermutationSpec, params_a: Mapping[str, Tensor], params_b: Mapping[str, Tensor], both: Relaxation
-    ) -> _Distance | _PathLoss:
-        if self.objective == "l2":
-            return _Distance(both)
-        if self.model is None or self.data is None:
-            raise AutopermError(
-                f"objective {self.objective!r} runs the models; use align, or call bind(model_a, model_b) first"
-            )
+    def _path_loss(
+        self,
+        models: tuple[nn.Module, nn.Module],
+        spec: PermutationSpec,
+        params_a: Mapping[str, Tensor],
+        params_b: Mapping[str, Tensor],
+    ) -> _PathLoss:
+        assert self.data is not None  # __post_init__
         generator = torch.Generator().manual_seed(self.seed) if self.objective == "random" else None
-        return _PathLoss(spec, self.model, params_a, params_b, self.data, self.loss, generator)
+        path = Path(models, (params_a, params_b), self.loss)
+        return _PathLoss(path, spec, params_a, params_b, self.data, generator)
 
     def _latents(self, start: Permutation, relaxation: Relaxation) -> dict[str, Tensor]:
         """Latent numbers of the start; a permutation has half of the mass, and the rest is spread evenly."""
@@ -210,53 +223,32 @@ class _PathLoss:
 
     def __init__(
         self,
+        path: Path,
         spec: PermutationSpec,
-        model: nn.Module,
         params_a: Mapping[str, Tensor],
         params_b: Mapping[str, Tensor],
         data: Iterable[Any],
-        loss: Loss,
         generator: torch.Generator | None,
     ) -> None:
-        self._spec, self._model, self._data, self._loss, self._generator = spec, model, data, loss, generator
-        self._a, self._b = ({n: tensor.detach() for n, tensor in params.items()} for params in (params_a, params_b))
+        self._path, self._spec, self._data, self._generator = path, spec, data, generator
+        self._a, self._b = (
+            {name: tensor.detach() for name, tensor in params.items() if interpolates(tensor)}
+            for params in (params_a, params_b)
+        )
         self._batches = _passes(data)
 
     def step(self, soft: Soft) -> tuple[Tensor, bool]:
         """Return the loss on the next batch, and whether that was the last one of a pass."""
         batch, last = next(self._batches)
         lam = 0.5 if self._generator is None else float(torch.rand((), generator=self._generator))
-        return self._at(soft_apply(self._spec, soft, self._b), lam, batch), last
+        moved = soft_apply(self._spec, soft, self._b)
+        names = [name for name in self._a if name not in self._spec.tied]
+        return self._path.loss(batch, {name: torch.lerp(self._a[name], moved[name], lam) for name in names}), last
 
     def judge(self, permutation: Permutation) -> float:
         """Return minus the mean loss per sample at the midpoint."""
-        total, count = 0.0, 0
-        with torch.no_grad():
-            moved = soft_apply(self._spec, soften(permutation, next(iter(self._b.values()))), self._b)
-            for batch in self._data:
-                samples = samples_in(pair(batch)[1])
-                total += samples * float(self._at(moved, 0.5, batch))
-                count += samples
-        if not count:
-            raise EvaluationError(_EMPTY)
-        if not isfinite(total):
-            raise EvaluationError(f"the loss of the network half-way between the models is {total}; check the data")
-        return -total / count
-
-    def _at(self, moved: Mapping[str, Tensor], lam: float, batch: Any) -> Tensor:
-        names = [name for name in self._a if name not in self._spec.tied]
-        mixed = {name: torch.lerp(self._a[name], moved[name], lam) for name in names}
-        inputs, target = pair(to_device(batch, device_of(self._model)))
-        loss = self._loss(functional_call(self._model, mixed, (inputs,)), target)
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            what = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else f"type {type(loss).__name__}"
-            raise EvaluationError(
-                f"the loss has {what}, but must be a tensor with one element, the mean over the batch"
-            )
-        return loss.reshape(())
-
-
-_EMPTY = "the loader yielded no batches, so there is nothing to match on"
+        self._path.move(permutation)
+        return -self._path.mean_loss(self._data)
 
 
 def _passes(data: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
@@ -268,5 +260,5 @@ def _passes(data: Iterable[Any]) -> Iterator[tuple[Any, bool]]:
                 yield waiting.pop(), False
             waiting.append(batch)
         if not waiting:
-            raise EvaluationError(_EMPTY)
+            raise EvaluationError(EMPTY)
         yield waiting.pop(), True

@@ -19,8 +19,8 @@ Reference: Ainsworth, Hayase, Srinivasa, *Git Re-Basin*, ICLR 2023, section 3.3,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import KW_ONLY, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import KW_ONLY, dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -32,14 +32,12 @@ from ..errors import EvaluationError, MatcherError, WeightsError
 from ..evaluate import Loss, check_rereadable
 from ..permutation import Permutation
 from ..spec import PermutationSpec
+from ..state import interpolates
 from .match import Match, stop_if_interrupted
 from .matcher import Matcher
-from .path import Path, endless, first_batches
+from .path import Optimizer, Path, endless, first_batches
 from .problem import Kernel
 from .weight import weight_matching
-
-Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]
-"""``optimizer(tensors)``: for example ``functools.partial(torch.optim.Adam, lr=1e-3)``."""
 
 _sgd = partial(torch.optim.SGD, lr=0.03, momentum=0.9)
 
@@ -114,10 +112,12 @@ class StraightThrough:
         params_b: Mapping[str, Tensor],
         /,
     ) -> Match:
+        start = weight_matching(spec, params_a, params_b, kernel=self.kernel, seed=self.seed)
+        if not spec.free or not any(map(interpolates, params_a.values())):
+            return replace(start, objective=())
         path = Path(models, (params_a, params_b), self.loss)
         # B's end moves the midpoint half as far.
         free = _FreeWeights(path, params_a, self.optimizer, share=0.5 if self.at == "b" else 1.0)
-        start = weight_matching(spec, params_a, params_b, kernel=self.kernel, seed=self.seed)
         best = permutation = judged = start.permutation
         losses: list[float] = []
         step = 0

@@ -113,22 +113,33 @@ class Universe:
         if self.method not in ("frank-wolfe", "graduated"):
             raise AutopermError(f"there is no method {self.method!r}; choose 'frank-wolfe' or 'graduated'")
         relaxation = Relaxation(spec, states, self.kernel)
-        first = [relaxation.corner(self.start, number) for number in range(1, len(states))]
+        found = ManyMatch(tuple(spec.identity() for _ in states), (), 0, converged=False)
+        try:
+            with tqdm(desc="universe", disable=not self.progress, leave=False) as bar:
+                first = [relaxation.corner(self.start, number) for number in range(1, len(states))]
+                found = self._descend(relaxation, first, 0 if self.start == "uniform" else self.max_sweeps, bar)
+                return found if found.interrupted else self._improve(relaxation, found, first, bar)
+        except KeyboardInterrupt:
+            return replace(found, converged=False, interrupted=True)
+
+    def _improve(
+        self, relaxation: Relaxation, before: ManyMatch, first: Sequence[Permutation], bar: tqdm[None]
+    ) -> ManyMatch:
+        """Return what is found from soft permutations, or what was there before, if that is better."""
+        spec = relaxation.spec
         if self.start == "uniform":
             softs = [uniform(spec, relaxation.like) for _ in first]
         else:
             softs = [soften(permutation, relaxation.like) for permutation in first]
-        with tqdm(desc="universe", disable=not self.progress, leave=False) as bar:
-            before = self._descend(relaxation, first, 0 if self.start == "uniform" else self.max_sweeps, bar)
-            if self.method == "frank-wolfe":
-                ascent = ascend(relaxation, softs, max_steps=self.max_steps, tolerance=self.tolerance, bar=bar)
-            else:
-                ascent = _anneal(relaxation, softs, steps=min(self.max_steps, 20), iterations=10, bar=bar)
-            rounded = [harden(spec, soft) for soft in ascent.softs]
-            after = self._descend(relaxation, rounded, 0 if ascent.interrupted else self.max_sweeps, bar)
-        interrupted = before.interrupted or ascent.interrupted or after.interrupted
+        if self.method == "frank-wolfe":
+            ascent = ascend(relaxation, softs, max_steps=self.max_steps, tolerance=self.tolerance, bar=bar)
+        else:
+            ascent = _anneal(relaxation, softs, steps=min(self.max_steps, 20), iterations=10, bar=bar)
+        rounded = [harden(spec, soft) for soft in ascent.softs]
+        after = self._descend(relaxation, rounded, 0 if ascent.interrupted else self.max_sweeps, bar)
+        interrupted = ascent.interrupted or after.interrupted
         if after.objective[-1] < before.objective[-1]:
-            return replace(before, interrupted=interrupted)
+            return replace(before, converged=before.converged and not interrupted, interrupted=interrupted)
         return replace(
             after,
             objective=(*before.objective, *(value for value in after.objective if value > before.objective[-1])),
