@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from .activations import ActivationMatch
 from .copies import copy_model
 from .discover import infer
 from .equivalence import Reference
@@ -56,6 +57,9 @@ class Alignment:
         lines.append(f"  found:   {groups}{more}, 10^{spec.log10_order:.1f} permutations")
         if self.match is not None:
             lines.append(f"  matched: {course(self.match)}")
+        if isinstance(self.match, ActivationMatch) and self.match.silent:
+            silent = ", ".join(self.match.silent[:8]) + (", ..." if len(self.match.silent) > 8 else "")
+            lines.append(f"  silent:  {silent}: no activation speaks for them, so they did not move")
         checked = "not checked" if self.error is None else f"the model computes what B computes, to {self.error:.0e}"
         lines.append(f"  checked: {checked}")
         rows = [["group", "units", "moved", "similarity", "carried by"]]

@@ -120,7 +120,7 @@ def reached(name: str) -> set[str]:
 def test_the_walk_sees_imports() -> None:
     """A walk that found nothing would let everything pass."""
     assert ".spec" in imports("permutation", late=False)
-    assert ".matching.assignment" in imports("matching.problem", late=False)
+    assert ".matching.assignment" in imports("matching.nested", late=False)
     assert ".errors" in imports("matching.weight", late=False)
     assert ".permutation" in imports("spec", late=True)
     assert ".permutation" not in imports("spec", late=False)
