@@ -59,6 +59,7 @@ class Case(NamedTuple):
     title: str
     pairs: dict[str, Callable[[], Pair]]
     has_batch_norm: bool
+    shorten: int = 1
 
 
 # --- data
@@ -130,7 +131,7 @@ def cifar_case(folder: Path) -> Case:
         return Pair(a, b, read_cifar(batches / "data_batch_1", TRAIN), read_cifar(batches / "test_batch", TEST))
 
     pairs = {f"{i}-{j}": partial(pair, i, j) for i, j in combinations((1, 2, 3), 2)}
-    return Case("CIFAR-10, ResNet20", pairs, True)
+    return Case("CIFAR-10, ResNet20", pairs, True, shorten=10)
 
 
 def mnist_case(folder: Path) -> Case:
@@ -162,7 +163,7 @@ def find_cases(args: argparse.Namespace) -> dict[str, Case]:
 # --- one cell
 
 
-def moved(method: str, pair: Pair, batches: list[Any]) -> tuple[nn.Module, float]:
+def moved(case: Case, method: str, pair: Pair, batches: list[Any]) -> tuple[nn.Module, float]:
     """Permute model B; return it, and the seconds that matching took, without discovery."""
     if method == "rebasin":
         from rebasin import PermutationCoordinateDescent
@@ -174,7 +175,7 @@ def moved(method: str, pair: Pair, batches: list[Any]) -> tuple[nn.Module, float
         descent.rebasin()
         return b, time.process_time() - start
     spec = autoperm.discover(pair.a, batches[0][0][:8])
-    matcher = MATCHERS[method](Data(batches, F.cross_entropy))
+    matcher = MATCHERS[method](Data(batches, F.cross_entropy, case.shorten))
     start = time.process_time()
     permutation = run(matcher, spec, pair.a, pair.b)
     seconds = time.process_time() - start
@@ -184,7 +185,7 @@ def moved(method: str, pair: Pair, batches: list[Any]) -> tuple[nn.Module, float
 def measure(case: Case, pair: Pair, method: str, points: int) -> dict[str, Any]:
     """Permute model B, and evaluate the path to it."""
     batches = list(DataLoader(pair.train, batch_size=BATCH))
-    b, seconds = moved(method, pair, batches)
+    b, seconds = moved(case, method, pair, batches)
     curve = autoperm.interpolate(
         pair.a,
         b,

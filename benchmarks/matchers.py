@@ -9,16 +9,25 @@ from typing import Any, NamedTuple
 from torch import nn
 
 import autoperm
-from autoperm import Matcher, ModelMatcher, Permutation, PermutationSpec, StraightThrough
+from autoperm import (
+    Matcher,
+    ModelMatcher,
+    Permutation,
+    PermutationSpec,
+    SimulatedAnnealing,
+    Sinkhorn,
+    StraightThrough,
+)
 from autoperm.evaluate import Loss
 from autoperm.matchers import bind, parameters
 
 
 class Data(NamedTuple):
-    """What a matcher may look at: batches of inputs and targets, and the loss."""
+    """What a matcher may look at: batches of inputs and targets, and the loss; and by how much to shorten long ones."""
 
     batches: Iterable[Any]
     loss: Loss
+    shorten: int = 1
 
 
 Make = Callable[[Data], Matcher | ModelMatcher]
@@ -51,11 +60,11 @@ ACTIVATIONS: dict[str, Make] = {
 """They run the models."""
 
 LONG: dict[str, Make] = {
-    "annealing": lambda data: autoperm.SimulatedAnnealing(data.batches, data.loss),
-    "sinkhorn": lambda data: autoperm.Sinkhorn(data.batches, data.loss, objective="random"),
-    "straight-through": lambda data: StraightThrough(data.batches, data.loss),
+    "annealing": lambda data: SimulatedAnnealing(data.batches, data.loss, steps=1000 // data.shorten),
+    "sinkhorn": lambda data: Sinkhorn(data.batches, data.loss, objective="random", steps=200 // data.shorten),
+    "straight-through": lambda data: StraightThrough(data.batches, data.loss, steps=500 // data.shorten),
 }
-"""They take many steps on the loss between the models."""
+"""They take many steps on the loss between the models, by default as many as here."""
 
 
 def run(matcher: Matcher | ModelMatcher, spec: PermutationSpec, a: nn.Module, b: nn.Module) -> Permutation:
