@@ -491,10 +491,10 @@ def memory_of(h: Tensor) -> bytes:
 
 def test_weights_that_come_back_from_elsewhere_are_an_error() -> None:
     """A cache outside of the model keeps a function of its weights: no permutation of them would reach it."""
-    kept: dict[int, Tensor] = {}
+    kept: dict[nn.Linear, Tensor] = {}  # by the layer, which lives on in it: another one would get its id
 
     def cached(layer: nn.Linear, h: Tensor) -> Tensor:
-        return h * kept.setdefault(id(layer), layer.weight.detach().sum(1).clone())
+        return h * kept.setdefault(layer, layer.weight.detach().sum(1).clone())
 
     def by_address(layer: nn.Linear, h: Tensor) -> Tensor:
         return h * torch.frombuffer(bytearray(memory_of(h)), dtype=h.dtype).view_as(h)
