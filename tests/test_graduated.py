@@ -14,11 +14,12 @@ from strategies import random_state, specs
 from test_weight_matching import inner_product
 from torch import nn
 
-from autoperm import Permutation, PermutationSpec, graduated_assignment, weight_matching
+from autoperm import Factor, Permutation, PermutationSpec, graduated_assignment, weight_matching
 from autoperm.errors import AutopermError, SpecError
 from autoperm.matching.graduated import Annealing
 from autoperm.matching.problem import Problem
 from autoperm.matching.soft import harden
+from autoperm.signature import Name, Pinned
 
 Trace = Callable[[str], Traced]
 
@@ -48,6 +49,22 @@ def test_annealing_alone_finds_a_planted_permutation(name: str, traced: Trace) -
     """Random weights: those of a fresh module can be the same for all units."""
     spec = traced(name).spec
     a, planted = random_state(spec, 0), spec.random(0)
+    assert annealed(spec, a, planted.apply(a)).compose(planted) == spec.identity()
+
+
+def test_units_inside_two_groups_that_move_separately_are_found() -> None:
+    """Both blocks answer for them, each with Gram matrices of its own shape."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"w": (3, 4, 5, 7), "u": (3, 6), "v": (4, 6)}
+    patterns = {
+        "w": (Name("h"), Name("e"), Name("d"), Pinned()),
+        "u": (Name("h"), Pinned()),
+        "v": (Name("e"), Pinned()),
+    }
+    factors = {"h": Factor("h", 3), "e": Factor("e", 4), "d": Factor("d", 5, ("h", "e"))}
+    spec = PermutationSpec(patterns, shapes, factors)
+    a = {name: torch.randn(shape, generator=generator, dtype=torch.float64) for name, shape in shapes.items()}
+    planted = spec.random(0)
     assert annealed(spec, a, planted.apply(a)).compose(planted) == spec.identity()
 
 

@@ -4,7 +4,7 @@ r"""Graduated assignment: every block answers the others softly, ever less so, u
 
 where :math:`G_b` is the Gram matrix that weight matching would solve exactly, but against the soft permutations of the
 other blocks. While it is hot, a block sees averages of its neighbours' units, and what only a wrong neighbour would
-say is averaged away. What can be known is settled first, whereever it is in the network, and the rest follows. Descent
+say is averaged away. What can be known is settled first, wherever it is in the network, and the rest follows. Descent
 from a permutation cannot do that: it must decide on everything at once, and then listens to its own mistakes.
 
 With dependents the answer is nested, as in weight matching: for each pair of positions of the root a soft assignment of
@@ -134,7 +134,7 @@ class Annealing:
         self._like = next(iter(problem.a.values()), torch.zeros(()))
         self.soft: Soft = uniform(problem.spec, self._like)
         self.blocks = find_blocks(problem.spec, problem.cells)
-        self.prices: Soft = {}
+        self._prices: dict[frozenset[str], Soft] = {}  # a factor over two roots is in the blocks of both
         self._rng = np.random.default_rng(seed)
 
     def soften(self, permutation: Permutation) -> None:
@@ -146,7 +146,8 @@ class Annealing:
         for number in self._rng.permutation(len(self.blocks)):
             for active in self.blocks[number].rounds:
                 nested = Nested(self.spec, active)
-                self.soft |= _answer(nested, self._grams(nested), temperature, self.prices)
+                prices = self._prices.setdefault(active, {})
+                self.soft |= _answer(nested, self._grams(nested), temperature, prices)
 
     def _grams(self, nested: Nested) -> dict[str, Tensor]:
         """The Gram matrices of :class:`~autoperm.matching.nested.Nested`, against what stands still, softly."""
