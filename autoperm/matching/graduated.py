@@ -38,7 +38,7 @@ from .match import Match
 from .nested import Nested, interleaved
 from .problem import Kernel, Problem
 from .soft import Soft, harden, mix, soften, uniform
-from .task import Unfolding
+from .task import Unfolding, add_product
 from .weight import weight_matching
 
 _HOT, _REHEATED, _COLD = 1.0, 0.2, 0.02
@@ -152,13 +152,13 @@ class Annealing:
     def _grams(self, nested: Nested) -> dict[str, Tensor]:
         """The Gram matrices of :class:`~autoperm.matching.nested.Nested`, against what stands still, softly."""
         sums: dict[str, Tensor] = {}
+        shapes: dict[str, tuple[int, ...]] = {}
         for cell in self.problem.carrying(nested.active):
             for unfold in self.problem.unfold(nested.active, cell):
                 a, b = (unfold(view) for view in self._still(cell, unfold))
-                gram = torch.baddbmm(a.new_zeros(()), a, b.mT, beta=0, alpha=self.problem.weights[cell.tensor])
-                gram = gram.reshape(*unfold.batch, *unfold.rows, *unfold.rows)
-                sums[unfold.factor] = sums[unfold.factor] + gram if unfold.factor in sums else gram
-        return sums
+                add_product(sums, unfold.factor, a, b, self.problem.weights[cell.tensor])
+                shapes[unfold.factor] = unfold.shape
+        return {name: gram.reshape(shapes[name]) for name, gram in sums.items()}
 
     def _still(self, cell: Cell, unfold: Unfolding) -> tuple[Tensor, Tensor]:
         """A cell of A and of B, mixed along what stands still.

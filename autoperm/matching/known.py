@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..layout import Cell
+from .nested import Nested
 from .task import add_product
 
 if TYPE_CHECKING:
@@ -82,14 +83,12 @@ class KnownGrams:
 
     def turn(self, found: Mapping[str, Tensor]) -> None:
         """Follow a move of the factors that Gram matrices compare: B's side is in another order."""
-        factors = self._problem.spec.factors
         for active in [active for active in self._grams if not active.isdisjoint(found)]:
+            nested = Nested(self._problem.spec, active)
+            moved = {name: index for name, index in found.items() if name in active}
             for name, gram in self._grams[active].items():
-                over = factors[name].over
-                aligned = [outer for outer in over if outer not in active]
-                path = [*(outer for outer in over if outer in active), name]
-                names = [*aligned, *[None] * len(path), *path]
-                moved = {name: index for name, index in found.items() if name in active}
+                path = nested.path(name)
+                names = [*nested.aligned(name), *[None] * len(path), *path]
                 self._grams[active][name] = self._problem.gathered(gram, names, range(len(names)), moved)
 
     @contextmanager

@@ -31,7 +31,7 @@ from ..spec import PermutationSpec
 from ..state import check_finite, check_same_architecture
 from .match import ManyMatch, permutation_of, stop_if_interrupted
 from .matcher import WarmMatcher
-from .problem import VECTOR_SHARE, Kernel
+from .problem import Kernel, share
 from .weight import weight_matching
 
 _ROUNDING = 1e-9
@@ -206,6 +206,5 @@ def _scaled(tensor: Tensor, kernel: Kernel) -> Tensor:
     norm = float(tensor.norm().double())
     if kernel == "linear" or norm == 0:
         return tensor
-    share = 1.0 if sum(size > 1 for size in tensor.shape) > 1 else VECTOR_SHARE
-    scaled: Tensor = tensor * (share**0.5 / norm)
+    scaled: Tensor = tensor * (share(tensor.shape) ** 0.5 / norm)
     return scaled

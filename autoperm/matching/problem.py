@@ -28,7 +28,7 @@ from .task import Solution, Task, Unfolding
 
 Kernel = Literal["linear", "cosine"]
 
-VECTOR_SHARE = 1e-3
+_VECTOR_SHARE = 1e-3
 """How much a tensor with one number for each unit counts beside a matrix, in the cosine kernel."""
 
 _KEPT = 1 << 22
@@ -96,8 +96,7 @@ class Problem:
 
     def _weight(self, name: str) -> float:
         norm = self.norms[name]
-        share = 1.0 if sum(size > 1 for size in self.spec.shapes[name]) > 1 else VECTOR_SHARE
-        return share / norm if norm else 0.0
+        return share(self.spec.shapes[name]) / norm if norm else 0.0
 
     def objective(self, names: Iterable[str] | None = None) -> float:
         """Return the weighted inner product of A and B as it stands, of all tensors or of some."""
@@ -219,7 +218,7 @@ class Problem:
             for unfold in self.unfold(active, cell):
                 a, b = self._unfolded_a(cell, unfold), unfold(self.views(cell)[1])
                 products.append((unfold.factor, a, b, self.weights[cell.tensor]))
-                shapes[unfold.factor] = (*unfold.batch, *unfold.rows, *unfold.rows)
+                shapes[unfold.factor] = unfold.shape
         return Task(nested, products, shapes, self._identity, self._rounding)
 
     def _unfolded_a(self, cell: Cell, unfold: Unfolding) -> Tensor:
@@ -257,6 +256,16 @@ def _near(name: str, names: Sequence[str | None], axes: Sequence[int], near: int
     """Return the dimension of a factor; the one beside ``near``'s axis if there are several."""
     found = [dim for dim, other in enumerate(names) if other == name]
     return next((dim for dim in found if axes[dim] == axes[near]), found[0])
+
+
+def is_matrix(shape: Sequence[int]) -> bool:
+    """Tell whether a tensor has more than one number for each unit."""
+    return sum(size > 1 for size in shape) > 1
+
+
+def share(shape: Sequence[int]) -> float:
+    """Return how much a tensor counts in the cosine kernel."""
+    return 1.0 if is_matrix(shape) else _VECTOR_SHARE
 
 
 def check_option(option: str, choice: str, choices: Sequence[str]) -> None:

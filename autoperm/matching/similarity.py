@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..permutation import Permutation
 from ..spec import Factor, PermutationSpec
-from .problem import Problem
+from .problem import Problem, is_matrix
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def similarities(
     found = []
     for factor in spec.free:
         carriers = list(dict.fromkeys(name for name, _ in spec.carriers[factor.name] if name in before))
-        named = [name for name in carriers if sum(size > 1 for size in spec.shapes[name]) > 1] or carriers
+        named = [name for name in carriers if is_matrix(spec.shapes[name])] or carriers
         if named:
             index = permutation[factor.name]
             moved = float((index != torch.arange(factor.size)).double().mean())

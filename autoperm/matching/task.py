@@ -33,6 +33,11 @@ class Unfolding(NamedTuple):
     rows: tuple[int, ...]
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the Gram matrix."""
+        return (*self.batch, *self.rows, *self.rows)
+
+    @property
     def summed(self) -> tuple[int, ...]:
         """The dimensions that a product sums over."""
         return self.order[len(self.batch) + len(self.rows) :]
