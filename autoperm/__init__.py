@@ -20,12 +20,16 @@ from .align import Alignment as Alignment
 from .align import align as align
 from .align_many import ManyAlignment as ManyAlignment
 from .align_many import align_many as align_many
+from .barriers import Estimate as Estimate
+from .batch_norm import renormalize_batch_norm as renormalize_batch_norm
+from .blend import lerp as lerp
+from .calibration import Reliability as Reliability
+from .curves import Curve as Curve
 from .discover import discover as discover
 from .errors import AutopermError as AutopermError
 from .evaluate import Evaluator as Evaluator
 from .explain import Explanation as Explanation
 from .inputs import find_inputs as find_inputs
-from .interpolate import Curve as Curve
 from .interpolate import interpolate as interpolate
 from .matching import GroupSimilarity as GroupSimilarity
 from .matching import ManyMatch as ManyMatch
@@ -45,13 +49,14 @@ from .matching import graduated_assignment as graduated_assignment
 from .matching import greedy_matching as greedy_matching
 from .matching import identity_matching as identity_matching
 from .matching import weight_matching as weight_matching
-from .merge import lerp as lerp
 from .permutation import Permutation as Permutation
 from .probe import Probe as Probe
 from .probe import probe as probe
-from .renormalize import renormalize_batch_norm as renormalize_batch_norm
+from .renormalize import ReestimateBatchNorm as ReestimateBatchNorm
+from .renormalize import Renormalizer as Renormalizer
 from .rules import register as register
 from .spec import Factor as Factor
 from .spec import PermutationSpec as PermutationSpec
+from .surface import Surface as Surface
 
 __version__ = version("autoperm")

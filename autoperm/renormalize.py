@@ -1,110 +1,71 @@
-"""Re-estimate the running statistics of BatchNorm layers."""
+"""Repair the statistics of a model between others, wherever a path is evaluated or models are merged."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
-from typing import Any, cast
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .copies import copy_model
-from .errors import ArchitectureError, EvaluationError, SpecError
-from .evaluate import device_of, evaluating, is_sequence, to_device
+from .batch_norm import renormalize_batch_norm
+from .errors import SpecError
+from .evaluate import check_rereadable
 
-BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
+Renormalize = Callable[[nn.Module, Sequence[float]], nn.Module]
+"""``renormalize(model, weights)``: the model to evaluate in place of the one whose parameters are the weighted mean of
+the ends'. It may change the model that it is given, and return it."""
 
 
-def renormalize_batch_norm(model: nn.Module, loader: Iterable[Any], *, batches: int | None = None) -> nn.Module:
-    """Return a copy of a model whose BatchNorm statistics are those of the data.
+class Renormalizer(Protocol):
+    """What renormalises the models between some ends."""
 
-    Interpolated running statistics are not the statistics of the interpolated network: its activations have a
-    smaller variance than those of either end. Every running statistic is replaced by its mean over batches,
+    def bind(self, models: Sequence[nn.Module], /) -> Renormalize:
+        """Look at the ends, which stay as they are, and return what renormalises the models between them."""
+        ...
 
-        running_mean = 1/n sum_i mean(batch i),    running_var = 1/n sum_i var(batch i)
 
-    with the unbiased variance, as torch computes it for ``momentum=None``. Only BatchNorm layers are in training
-    mode meanwhile, the rest (dropout) in eval mode. The mean weighs all batches equally: use batches of one size.
-    A BatchNorm layer that the model does not call keeps its statistics.
+@dataclass(frozen=True, eq=False)
+class ReestimateBatchNorm:
+    """Re-estimate the running statistics of BatchNorm layers: see :func:`~autoperm.renormalize_batch_norm`.
 
-    Args:
-        model: The model; it is not changed.
-        loader: Batches of training data: input tensors, or tuples whose first entry is the input.
-        batches: How many batches to read; all of them by default.
+    Attributes:
+        data: batches of training data, which can be read more than once.
+        batches: how many of them to read; all by default.
+    """
 
-    Returns:
-        A copy of the model, each submodule in the mode it has in ``model``.
+    data: Iterable[Any] = field(repr=False)
+    batches: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check that the data can be read at every point."""
+        check_rereadable(self.data)
+
+    def bind(self, models: Sequence[nn.Module], /) -> Renormalize:
+        """Return what renormalises a model; the ends do not matter."""
+        return lambda model, weights: renormalize_batch_norm(model, self.data, batches=self.batches)
+
+
+_NAMES: dict[str, Callable[[Iterable[Any]], Renormalizer]] = {"batch_norm": ReestimateBatchNorm}
+
+
+def get_renormalizer(renormalize: str | Renormalizer | None, data: Iterable[Any] | None) -> Renormalizer | None:
+    """Return what a name stands for, with its data.
 
     Raises:
-        ArchitectureError: If no layer of the model is a BatchNorm with running statistics.
-        EvaluationError: If the loader is empty, or a batch has a single value per channel.
-        SpecError: If ``batches`` is less than 1.
-
-    Example:
-        >>> data = torch.tensor([[1.0], [3.0]])
-        >>> model = renormalize_batch_norm(nn.BatchNorm1d(1), [data])
-        >>> model.running_mean, model.running_var
-        (tensor([2.]), tensor([2.]))
-
-    Reference:
-        Jordan, Sedghi, Saukh, Entezari and Neyshabur, "REPAIR: REnormalizing Permuted Activations for
-        Interpolation Repair", arXiv 2211.08403 (2023), which names the variance collapse and its repair.
+        SpecError: if there is no such name, it lacks data, or there are data that nothing reads.
     """
-    if batches is not None and batches < 1:
-        raise SpecError(f"batches is {batches}, but must be at least 1, or None to read all")
-    result = copy_model(model)
-    modules = cast("Iterator[tuple[str, nn.Module]]", result.named_modules())
-    norms = {name: module for name, module in modules if isinstance(module, BatchNorm) and module.track_running_stats}
-    if not norms:
-        raise ArchitectureError(
-            f"{type(model).__name__} has no BatchNorm layer with running statistics, so there is nothing to "
-            "renormalize; interpolate without renormalize='batch_norm'"
-        )
-    momenta = {name: norm.momentum for name, norm in norms.items()}
-    hooks = [norm.register_forward_pre_hook(_restart(name), with_kwargs=True) for name, norm in norms.items()]
-    device = device_of(result)
-    count = 0
-    try:
-        with evaluating(result), torch.no_grad():
-            for norm in norms.values():
-                norm.training = True
-                norm.momentum = None
-            for batch in islice(loader, batches):
-                result(to_device(_first(batch), device))
-                count += 1
-    finally:
-        for hook in hooks:
-            hook.remove()
-    if count == 0:
-        raise EvaluationError("the loader yielded no batches, so there are no statistics to estimate")
-    for name, norm in norms.items():
-        norm.momentum = momenta[name]
-    return result
-
-
-def _restart(name: str) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
-    """Make a hook that resets the statistics at a layer's first call, and checks every batch."""
-    started = False
-
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal started
-        x: Tensor = args[0] if args else kwargs["input"]
-        if x.numel() <= x.shape[1]:
-            raise EvaluationError(
-                f"a batch has a single value per channel at the BatchNorm layer '{name}' (input of shape "
-                f"{tuple(x.shape)}), which has no variance; use larger batches, or drop the last one"
-            )
-        if not started:
-            cast("BatchNorm", module).reset_running_stats()
-            started = True
-
-    return hook
-
-
-def _first(batch: Any) -> Any:
-    if not is_sequence(batch):
-        return batch
-    if not batch:
-        raise EvaluationError("the loader yielded an empty tuple; a batch is an input, or a tuple that begins with it")
-    return batch[0]
+    if renormalize is None:
+        if data is not None:
+            raise SpecError("data is given, but only renormalize='batch_norm' reads it; add that, or leave data out")
+        return None
+    if not isinstance(renormalize, str):
+        if data is not None:
+            raise SpecError("data is given, but the renormalizer holds its own; leave data out")
+        return renormalize
+    if renormalize not in _NAMES:
+        names = ", ".join(f"'{name}'" for name in _NAMES)
+        raise SpecError(f"there is no renormalizer '{renormalize}'; choose {names}, or None")
+    if data is None:
+        raise SpecError(f"renormalize='{renormalize}' needs data=..., a loader of training data")
+    return _NAMES[renormalize](data)

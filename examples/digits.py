@@ -20,8 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 import autoperm
+from autoperm import Curve, interpolate
 from autoperm.evaluate import Evaluator
-from autoperm.interpolate import Curve, interpolate
 
 BATCH = 128
 TRAIN = 1400

@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from autoperm import Curve, interpolate
 from autoperm.errors import ArchitectureError, EvaluationError, SpecError, WeightsError
 from autoperm.evaluate import Evaluator
-from autoperm.interpolate import Curve, interpolate
 
 Reference = Literal["mean", "chord"]
 REFERENCES: tuple[Reference, ...] = ("mean", "chord")
@@ -214,8 +214,8 @@ def test_renormalize_and_data_belong_together() -> None:
         interpolate(net(0), net(1), weightless, renormalize="batch_norm")
     with pytest.raises(SpecError, match="data is given"):
         interpolate(net(0), net(1), weightless, data=[inputs()])
-    with pytest.raises(SpecError, match="'repair'; choose 'batch_norm'"):
-        interpolate(net(0), net(1), weightless, renormalize="repair")  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match="'warp'; choose 'batch_norm'"):
+        interpolate(net(0), net(1), weightless, renormalize="warp")
 
 
 def test_data_must_be_rereadable() -> None:

@@ -15,15 +15,17 @@ ROOT = Path(autoperm.__file__).parent
 # A module may import from the layers above its own, and a package (rules, matching) from itself.
 LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
-    {"signature", "cutting", "state", "evaluate", "copies", "structure"},
-    {"axes", "spec", "merge", "renormalize"},
-    {"by_hand"},
-    {"presence", "layout", "report", "rules", "interpolate", "interchange", "rails"},
+    {"signature", "cutting", "state", "evaluate", "copies", "structure", "results"},
+    {"axes", "spec", "blend", "batch_norm", "curves", "surface"},
+    {"by_hand", "barriers", "calibration"},
+    {"presence", "layout", "report", "rules", "interchange", "rails"},
     {"permutation", "plot", "trace", "trees"},
     {"inputs"},
     {"equivalence", "matching", "write"},
     {"discover", "perturb"},
     {"activations", "explain", "probe"},
+    {"renormalize"},
+    {"interpolate"},
     {"matchers"},
     {"align"},
     {"align_many", "testing"},
@@ -33,15 +35,15 @@ LAYERS: list[set[str]] = [
 # Methods of a specification that hand over to a later layer import it when they are called.
 LATE = {
     ("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report", "plot", "explain")
-}
+} | {("curves", "plot")}
 
 TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
-    "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "merge",
-    "renormalize", "interpolate", "plot", "perturb", "probe", "testing", "activations.moments",
-    "activations.correspondence",
+    "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "blend",
+    "batch_norm", "curves", "surface", "barriers", "calibration", "plot", "perturb", "probe", "testing",
+    "activations.moments", "activations.correspondence",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
     "graph", "trace", "terms", "cutting", "axes", "presence", "trees",
@@ -50,7 +52,7 @@ LEFT_OF_THE_WAIST = {
 
 DOORS = {
     "torch.export": {"trace.export"},
-    "matplotlib": {"plot", "spec"},  # spec names types only
+    "matplotlib": {"plot.curves", "plot.spec", "plot.style", "spec", "curves"},  # the last two name types only
     "scipy": {"matching.assignment"},
     "networkx": {"matching.blocks", "explain"},
     "hypothesis": {"testing"},

@@ -13,9 +13,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-from autoperm import plot
+from autoperm import Curve, plot
 from autoperm.errors import SpecError
-from autoperm.interpolate import Curve
 
 LAM = (0.0, 0.25, 0.5, 0.75, 1.0)
 NAIVE = Curve(LAM, {"loss": (0.1, 1.0, 2.0, 1.0, 0.1), "accuracy": (0.9, 0.5, 0.1, 0.5, 0.9)})

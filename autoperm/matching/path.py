@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from ..batch_norm import BatchNorm
+from ..blend import lerp
 from ..copies import copy_model, forget_caches
 from ..errors import EvaluationError
 from ..evaluate import Loss, check_rereadable, device_of, pair, samples_in, to_device
-from ..merge import lerp
 from ..permutation import Permutation
-from ..renormalize import BatchNorm
 from ..state import check_same_architecture, check_same_indices, tensors
 
 Optimizer = Callable[[Iterable[Tensor]], torch.optim.Optimizer]

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from autoperm.blend import lerp
 from autoperm.errors import ArchitectureError, SpecError, WeightsError
-from autoperm.merge import lerp
 from autoperm.state import check_finite, check_same_architecture, check_same_indices, tensors
 
 floats = st.floats(-1e6, 1e6, width=64)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autoperm.batch_norm import renormalize_batch_norm
 from autoperm.errors import ArchitectureError, EvaluationError, SpecError
-from autoperm.renormalize import renormalize_batch_norm
 
 
 def random(*shape: int) -> Tensor:

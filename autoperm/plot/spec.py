@@ -1,137 +1,20 @@
-"""Draw curves and specifications. Needs matplotlib: ``pip install "autoperm[plot]"``."""
+"""Draw a specification as a railway map."""
 
 # matplotlib leaves the type of its keyword arguments open.
 # pyright: reportUnknownMemberType=false
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
-from .errors import SpecError
-from .interpolate import Curve
-from .rails import Rail, Row, lay_out
-from .spec import PermutationSpec
+from ..rails import Rail, Row, lay_out
+from ..spec import PermutationSpec
+from .style import PALETTE, figure_of, missing_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-"""Okabe and Ito's colours, which the colour-blind can tell apart; yellow is too faint on white."""
-
-_STYLES = {"naive": ("#E69F00", "--"), "aligned": ("#0072B2", "-")}
-_LINES = ("-", "--", "-.", ":")
-
-
-def curve(
-    curves: Curve | Mapping[str, Curve],
-    *,
-    metrics: Sequence[str] | None = None,
-    axes: Axes | Sequence[Axes] | None = None,
-    title: str | None = None,
-) -> Figure:
-    """Draw metrics along the path from model A to model B, one panel per metric.
-
-    The labels "naive" (dashed orange) and "aligned" (solid blue) always look the same. Neither pyplot nor
-    matplotlib's settings are touched; nothing is shown. Save the figure with ``figure.savefig("curve.png")``.
-
-    Args:
-        curves: One curve, or curves by label.
-        metrics: Which metrics to draw; by default all that every curve has.
-        axes: Where to draw, one per metric; by default a new figure with panels side by side.
-        title: Text above the first panel.
-
-    Returns:
-        The figure drawn on.
-
-    Raises:
-        SpecError: If there is no curve, a curve lacks a metric or the number of axes is not that of the metrics.
-        ImportError: If matplotlib is not installed.
-
-    Example:
-        >>> naive = Curve(lam=(0.0, 0.5, 1.0), metrics={"loss": (0.1, 2.0, 0.1)})
-        >>> aligned = Curve(lam=(0.0, 0.5, 1.0), metrics={"loss": (0.1, 0.2, 0.1)})
-        >>> figure = curve({"naive": naive, "aligned": aligned})
-        >>> [axes.get_ylabel() for axes in figure.axes]
-        ['loss']
-    """
-    named = {"": curves} if isinstance(curves, Curve) else dict(curves)
-    if not named:
-        raise SpecError("there are no curves to draw; give a Curve, or a dictionary label -> Curve")
-    names = _metrics(named, metrics)
-    panels = _panels(len(names), axes)
-    for panel, name in zip(panels, names, strict=True):
-        _panel(panel, named, name)
-    if any(named):
-        panels[0].legend(frameon=False, fontsize=9, handlelength=3)
-    if title is not None:
-        panels[0].set_title(title, loc="left", fontsize=10)
-    return _figure_of(panels[0])
-
-
-def _figure_of(axes: Axes) -> Figure:
-    figure = axes.get_figure(root=True)
-    if figure is None:
-        raise SpecError("the axes belong to no figure; they were removed from it. Give axes of a figure")
-    return figure
-
-
-def _metrics(curves: Mapping[str, Curve], metrics: Sequence[str] | None) -> list[str]:
-    first, *others = curves.values()
-    names = list(metrics) if metrics is not None else [m for m in first.metrics if all(m in c.metrics for c in others)]
-    if isinstance(metrics, str):
-        raise SpecError(f"metrics is the string '{metrics}'; give a list: ['{metrics}']")
-    for label, item in curves.items():
-        missing = [name for name in names if name not in item.metrics]
-        if missing:
-            of = f"the curve '{label}'" if label else "the curve"
-            raise SpecError(f"{of} has no metric '{missing[0]}'; it has " + ", ".join(f"'{m}'" for m in item.metrics))
-    if not names:
-        raise SpecError("there is no metric to draw: the curves have none in common, or metrics is empty")
-    return names
-
-
-def _panels(count: int, axes: Axes | Sequence[Axes] | None) -> list[Axes]:
-    try:
-        from matplotlib.axes import Axes
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise _missing() from error
-    if axes is None:
-        figure = Figure(figsize=(3.5 * max(count, 1.3), 3.0), layout="constrained")
-        return [figure.add_subplot(1, count, i + 1) for i in range(count)]
-    given = [axes] if isinstance(axes, Axes) else list(axes)
-    if len(given) != count:
-        raise SpecError(f"there are {len(given)} axes for {count} metrics; give one for each")
-    return given
-
-
-def _panel(axes: Axes, curves: Mapping[str, Curve], metric: str) -> None:
-    for i, (label, item) in enumerate(curves.items()):
-        colour, line = _STYLES.get(label, (_PALETTE[i % len(_PALETTE)], _LINES[i % len(_LINES)]))
-        values = item.metrics[metric]
-        axes.plot(
-            item.lam,
-            values,
-            line,
-            color=colour,
-            linewidth=2,
-            label=label or None,
-            marker="o",
-            markersize=6,
-            markevery=[0, len(values) - 1],
-        )
-    axes.set_xlabel("λ  (0 = model A, 1 = model B)")
-    axes.set_ylabel(metric)
-    axes.set_xlim(-0.03, 1.03)
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-# --- specifications
 
 _ROW, _MARGIN, _GAP = 0.27, 0.2, 0.3
 """Inches: from row to row, around the map, between its columns."""
@@ -182,7 +65,7 @@ def draw_spec(
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
-        raise _missing() from error
+        raise missing_matplotlib() from error
     layout = lay_out(spec, fold=fold)
     columns = [_width(row.label for row in layout.rows), _width((_short(row) for row in layout.rows), mono=True)]
     columns += [_width(rail.label for rail in layout.rails if rail.lane == lane) for lane in range(layout.lanes)]
@@ -209,7 +92,7 @@ def draw_spec(
     colours = _colours(layout.rails)
     for rail in layout.rails:
         _rail(axes, rail, lanes[rail.lane], colours[rail.root])
-    return _figure_of(axes)
+    return figure_of(axes)
 
 
 def _legend(axes: Axes, x: float) -> None:
@@ -272,10 +155,6 @@ def _colours(rails: Sequence[Rail]) -> dict[str, str]:
     colours: dict[str, str] = {}
     for i, (root, (start, end)) in enumerate(spans.items()):
         beside = {colours[other] for other in colours if spans[other][0] <= end + 1 and start <= spans[other][1] + 1}
-        turn = [*_PALETTE[i % len(_PALETTE) :], *_PALETTE[: i % len(_PALETTE)]]
+        turn = [*PALETTE[i % len(PALETTE) :], *PALETTE[: i % len(PALETTE)]]
         colours[root] = next((colour for colour in turn if colour not in beside), turn[0])
     return colours
-
-
-def _missing() -> ImportError:
-    return ImportError('drawing needs matplotlib; install it with: pip install "autoperm[plot]"')
