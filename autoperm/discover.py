@@ -15,10 +15,10 @@ from typing import Any
 from torch import nn
 
 from . import rules
-from .axes import broadcast
 from .errors import SignatureError
 from .graph import Call, Graph, Value, Where
 from .inputs import resolve_inputs
+from .joining import broadcast
 from .rules.bind import Binding, fresh
 from .rules.context import Axes
 from .rules.distinct import Spreads, differs_along

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autoperm.axes import broadcast, collapse, concatenate, make_rigid, meet, regroup, split, unify
+from autoperm.axes import collapse, make_rigid, meet, regroup, split, unify
 from autoperm.cutting import cut, restrict
+from autoperm.joining import broadcast, concatenate
 from autoperm.terms import (
     CONSTANT,
     FACTOR,

@@ -17,7 +17,7 @@ LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
     {"signature", "cutting", "state", "evaluate", "copies", "structure", "results"},
     {"axes", "spec", "blend", "batch_norm", "curves", "surface"},
-    {"by_hand", "barriers", "calibration"},
+    {"by_hand", "barriers", "calibration", "joining"},
     {"presence", "layout", "report", "rules", "interchange", "rails"},
     {"permutation", "plot", "trace", "trees"},
     {"inputs"},
@@ -37,7 +37,7 @@ LATE = {
     ("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report", "plot", "explain")
 } | {("curves", "plot")}
 
-TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
+TORCH_FREE = ["signature", "terms", "cutting", "axes", "joining", "presence"]
 
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
@@ -46,7 +46,7 @@ RIGHT_OF_THE_WAIST = [
     "activations.moments", "activations.correspondence",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
-    "graph", "trace", "terms", "cutting", "axes", "presence", "trees",
+    "graph", "trace", "terms", "cutting", "axes", "joining", "presence", "trees",
     "rules", "write", "discover", "inputs", "activations",
 }  # fmt: skip
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from ..axes import broadcast, meet
+from ..axes import meet
 from ..errors import SignatureError
+from ..joining import broadcast
 from ..signature import Name, Pattern, Pinned, Product, Rest, Signature, Sum, implied_intermediate, names
 from ..signature import Term as Notation
 from ..terms import FACTOR, Pin, Term, factor, find, has_family, pin, product, total

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..axes import concatenate
 from ..cutting import cut, restrict
 from ..graph import Value
+from ..joining import concatenate
 from ..terms import factor
 from .context import Axes, Context, Rule
 
