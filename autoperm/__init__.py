@@ -28,6 +28,8 @@ from .curves import Curve as Curve
 from .discover import discover as discover
 from .errors import AutopermError as AutopermError
 from .evaluate import Evaluator as Evaluator
+from .evaluate import Predictions as Predictions
+from .evaluate import predict as predict
 from .explain import Explanation as Explanation
 from .inputs import find_inputs as find_inputs
 from .interpolate import interpolate as interpolate
@@ -49,6 +51,9 @@ from .matching import graduated_assignment as graduated_assignment
 from .matching import greedy_matching as greedy_matching
 from .matching import identity_matching as identity_matching
 from .matching import weight_matching as weight_matching
+from .metrics import Metric as Metric
+from .metrics import perplexity as perplexity
+from .metrics import top as top
 from .permutation import Permutation as Permutation
 from .probe import Probe as Probe
 from .probe import probe as probe

@@ -15,7 +15,8 @@ ROOT = Path(autoperm.__file__).parent
 # A module may import from the layers above its own, and a package (rules, matching) from itself.
 LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
-    {"signature", "cutting", "state", "evaluate", "copies", "structure", "results"},
+    {"signature", "cutting", "state", "metrics", "copies", "structure", "results"},
+    {"evaluate"},
     {"axes", "spec", "blend", "batch_norm", "curves", "surface"},
     {"by_hand", "barriers", "calibration"},
     {"presence", "layout", "report", "rules", "interchange", "rails"},
