@@ -22,7 +22,9 @@ from .align_many import ManyAlignment as ManyAlignment
 from .align_many import align_many as align_many
 from .barriers import Estimate as Estimate
 from .batch_norm import renormalize_batch_norm as renormalize_batch_norm
+from .blend import average as average
 from .blend import lerp as lerp
+from .blend import slerp as slerp
 from .calibration import Reliability as Reliability
 from .curves import Curve as Curve
 from .discover import discover as discover
@@ -33,6 +35,8 @@ from .evaluate import predict as predict
 from .explain import Explanation as Explanation
 from .inputs import find_inputs as find_inputs
 from .interpolate import interpolate as interpolate
+from .interpolate import interpolate_chain as interpolate_chain
+from .interpolate import interpolate_simplex as interpolate_simplex
 from .matching import GroupSimilarity as GroupSimilarity
 from .matching import ManyMatch as ManyMatch
 from .matching import ManyMatcher as ManyMatcher

@@ -239,11 +239,11 @@ def test_higher_is_better_is_not_a_string() -> None:
         (torch.zeros(2), r"a tensor of shape \(2,\)"),
         ({}, "empty dictionary"),
         ({1: 0.5}, "metric named 1"),
-        ({"loss": "low"}, r"metric 'loss' is 'low' \(str\) at lam = 0"),
+        ({"loss": "low"}, r"at lam = 0: metric 'loss' is 'low' \(str\)"),
         ({"loss": torch.zeros(3)}, r"metric 'loss' is a tensor of shape \(3,\)"),
         ({"loss": None}, "metric 'loss' is None"),
-        ({"loss": math.nan}, "metric 'loss' is nan at lam = 0"),
-        ({"loss": torch.tensor(math.inf)}, "metric 'loss' is inf at lam = 0"),
+        ({"loss": math.nan}, "at lam = 0: metric 'loss' is nan"),
+        ({"loss": torch.tensor(math.inf)}, "at lam = 0: metric 'loss' is inf"),
     ],
 )
 def test_bad_results_name_the_metric_and_the_value(result: Any, message: str) -> None:
