@@ -57,9 +57,9 @@ class Journal:
         self.rows: list[dict[str, float]] = []
         for number, line in enumerate(lines, start=2):
             row = _parsed(line)
-            if not isinstance(row, dict):
+            if not isinstance(row, dict) or not all(isinstance(value, float) for value in row.values()):
                 raise SpecError(f"line {number} of {path} is broken; delete it and those after it, or the whole file")
-            self.rows.append({name: float(value) for name, value in row.items()})
+            self.rows.append(row)
         whole = text[: text.rfind("\n") + 1]
         if whole != text:
             self._path.write_text(whole, encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -101,7 +101,7 @@ class Surface(Result):
         values = [sign * value for value in self.metrics[metric]]
         corners = [values[self.weights.index(corner)] for corner in self._corners()]
         if reference == "mean":
-            return max(values) - math.fsum(corners) / len(corners)
+            return max(values) - _plane(corners, [1 / len(corners)] * len(corners))
         return max(value - _plane(corners, weights) for value, weights in zip(values, self.weights, strict=True))
 
     def edge(self, i: int, j: int) -> Curve:
@@ -181,7 +181,7 @@ class Surface(Result):
         return [tuple(float(i == j) for j in range(self.models)) for i in range(self.models)]
 
 
-def _plane(corners: list[float], weights: tuple[float, ...]) -> float:
+def _plane(corners: Sequence[float], weights: Sequence[float]) -> float:
     # From the nearest corner, so that all corners, and every point of a level plane, are exact.
     nearest = max(range(len(corners)), key=lambda i: weights[i])
     start = corners[nearest]

@@ -132,11 +132,10 @@ class Walker:
         state, loaded = self._states[i], tensors(self._model)
         changed = [name for name in state if interpolates(state[name]) and not torch.equal(loaded[name], state[name])]
         if changed:
-            a, b = ("A", "B") if len(self._states) == 2 else ("0", str(i))
+            a, b = ("model A", "model B") if len(self._states) == 2 else ("model 0", f"model {i}")
             raise ArchitectureError(
-                f"a copy of model {a} does not hold model {b}'s values of {_quoted(changed)} after loading them: these "
-                f"share memory with other tensors in {a} (tied weights) but not in {b}. Tie the same weights in both "
-                "models."
+                f"a copy of {a} does not hold the values of {_quoted(changed)} in {b} after loading them: these share "
+                f"memory with other tensors in {a} (tied weights) but not in {b}. Tie the same weights in both."
             )
 
 
