@@ -209,8 +209,8 @@ def interpolate_simplex(
         {'weight 0': 0.0, 'weight 1': 0.0, 'weight 2': 1.0, 'loss': 1.0}
 
     Reference:
-        Ainsworth, Hayase and Srinivasa, "Git Re-Basin: Merging Models modulo Permutation Symmetries",
-        arXiv 2209.04836 (2023), Appendix: models merged in one basin.
+        Benton, Maddox, Lotfi and Wilson, "Loss Surface Simplexes for Mode Connecting Volumes and Fast Ensembling",
+        arXiv 2102.13042 (2021), for simplices of low loss.
     """
     _check_names(higher_is_better)
     if steps < 1:

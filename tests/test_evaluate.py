@@ -240,7 +240,7 @@ def test_predictions_are_scored_as_the_model_is() -> None:
     assert evaluate.score(predictions) == pytest.approx(evaluate(nn.Identity()), rel=1e-12)
     torch.testing.assert_close(predictions["test"].outputs, data(5)[0])
     torch.testing.assert_close(predictions["test"].targets, data(5)[1])
-    with pytest.raises(EvaluationError, match=r"for the data '', but the evaluator has 'train', 'test'"):
+    with pytest.raises(EvaluationError, match=r"for \[''\], but the evaluator has \['train', 'test'\]"):
         evaluate.score({"": Predictions(*data())})
 
 
@@ -249,6 +249,8 @@ def data_loader(samples: int) -> DataLoader[tuple[Tensor, ...]]:
 
 
 def test_predict_checks_its_batches() -> None:
+    with pytest.raises(EvaluationError, match="target is a int"):
+        predict(nn.Identity(), [(torch.zeros(2, 2), 1)])
     with pytest.raises(EvaluationError, match="nothing to predict"):
         predict(nn.Identity(), [])
     ragged = [(torch.zeros(1, 2, 3), torch.zeros(1, 2)), (torch.zeros(1, 4, 3), torch.zeros(1, 4))]
