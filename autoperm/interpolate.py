@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from .curves import Curve
-from .errors import SpecError
+from .errors import ArchitectureError, SpecError
 from .renormalize import Renormalizer, get_renormalizer
 from .resume import Journal, described, digest
 from .state import tensors
@@ -140,7 +140,7 @@ def interpolate_chain(
         >>> chain.metrics["loss"]
         (0.0, 0.25, 1.0, 0.0, 1.0)
     """
-    _check_names(higher_is_better)
+    _check_lists(models, higher_is_better)
     if points < 2:
         raise SpecError(f"points is {points}, but a path needs at least its 2 ends")
     renormalizer = get_renormalizer(renormalize, data)
@@ -212,7 +212,7 @@ def interpolate_simplex(
         Benton, Maddox, Lotfi and Wilson, "Loss Surface Simplexes for Mode Connecting Volumes and Fast Ensembling",
         arXiv 2102.13042 (2021), for simplices of low loss.
     """
-    _check_names(higher_is_better)
+    _check_lists(models, higher_is_better)
     if steps < 1:
         raise SpecError(f"steps is {steps}, but an edge has at least 1")
     renormalizer = get_renormalizer(renormalize, data)
@@ -262,7 +262,9 @@ def _journal(
     return begin
 
 
-def _check_names(higher_is_better: Collection[str] | None) -> None:
+def _check_lists(models: object, higher_is_better: object) -> None:
+    if isinstance(models, nn.Module):
+        raise ArchitectureError("a list of 2 models or more is needed, and got a model")
     if isinstance(higher_is_better, str):
         raise SpecError(f"higher_is_better is the string '{higher_is_better}'; give a tuple: ('{higher_is_better}',)")
 

@@ -65,8 +65,6 @@ class Walker:
     """
 
     def __init__(self, models: Sequence[nn.Module], shape: Shape = "lerp") -> None:
-        if isinstance(models, nn.Module):
-            raise ArchitectureError("a list of models is needed, and got one model")
         self._states = [tensors(model) for model in models]
         self._check()
         parameters = {name for name, _ in models[0].named_parameters(remove_duplicate=False)}

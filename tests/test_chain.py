@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 import torch
-from paths import Tied, inputs, net, targets, weightless
+from ends import Tied, inputs, net, targets, weightless
 from torch import nn
 
 from autoperm import interpolate, interpolate_chain
@@ -83,8 +83,9 @@ def test_one_of_many_models_is_named() -> None:
     for few in ([], [net(0)]):
         with pytest.raises(ArchitectureError, match=f"2 models or more is needed, and got {len(few)}"):
             interpolate_chain(few, weightless)
-    with pytest.raises(ArchitectureError, match="got one model"):
-        interpolate_chain(net(0), weightless)  # type: ignore[arg-type]
+    for model in (net(0), nn.Linear(1, 1)):
+        with pytest.raises(ArchitectureError, match="got a model"):
+            interpolate_chain(model, weightless)  # type: ignore[arg-type]
 
 
 def test_models_that_differ_in_buffers() -> None:

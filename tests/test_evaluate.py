@@ -114,6 +114,15 @@ def test_inputs_in_a_dictionary_are_passed_by_name() -> None:
     assert Evaluator([({"pixels": [inputs]}, targets)])(Pick()) == Evaluator([(inputs, targets)])(nn.Identity())
 
 
+def test_batches_go_to_the_model_and_predictions_come_back() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = nn.Linear(4, 4).double().to(device)
+    evaluate = Evaluator([data()], metrics={"top-2": top(2), "perplexity": perplexity})
+    predictions = evaluate.predict(model)
+    assert predictions[""].outputs.device == predictions[""].targets.device == torch.device("cpu")
+    assert evaluate.score(predictions) == pytest.approx(evaluate(model), rel=1e-12)
+
+
 def test_the_device_of_a_model_is_that_of_its_tensors() -> None:
     assert device_of(nn.Linear(1, 1, device="meta")) == torch.device("meta")
     assert device_of(nn.BatchNorm1d(1, affine=False, device="meta")) == torch.device("meta")

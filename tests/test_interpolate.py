@@ -11,18 +11,19 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from ends import Tied, inputs, net, targets, weightless
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from paths import Tied, inputs, net, targets, weightless
 from torch import Tensor, nn
 
-from autoperm import Curve, Permutation, PermutationSpec, align, discover, interpolate, lerp, slerp
+from autoperm import Curve, PermutationSpec, align, discover, interpolate, lerp, slerp
 from autoperm.errors import ArchitectureError, EvaluationError, SpecError, WeightsError
 from autoperm.evaluate import Evaluator
 from autoperm.metrics import top
 
 Reference = Literal["mean", "chord"]
 REFERENCES: tuple[Reference, ...] = ("mean", "chord")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 values = st.floats(-1e3, 1e3)
 
 
@@ -236,7 +237,7 @@ def test_a_cache_does_not_outlive_its_point() -> None:
 @pytest.mark.parametrize("path", ["lerp", "slerp"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
 def test_points_are_those_of_the_state_dicts(path: Literal["lerp", "slerp"], dtype: torch.dtype) -> None:
-    a, b = net(0).to(dtype), net(1).to(dtype)
+    a, b = net(0).to(DEVICE, dtype), net(1).to(DEVICE, dtype)
     b[1].running_var.fill_(3.0)  # type: ignore[union-attr, operator]
     buffers = [name for name, _ in a.named_buffers()]
     seen: list[dict[str, Tensor]] = []
@@ -306,9 +307,7 @@ NEAREST = torch.cdist(PLACES, torch.tensor([[1.0, 0.0], [-0.5, 0.8], [-0.5, -0.8
 @settings(max_examples=10)
 def test_no_barrier_to_a_models_own_permutation_once_aligned(path: Literal["lerp", "slerp"], seed: int) -> None:
     model, spec = learned()
-    generator = torch.Generator().manual_seed(seed)
-    orders = {factor.name: torch.randperm(factor.size, generator=generator) for factor in spec.free}
-    shuffled = Permutation(spec, orders).apply(model)
+    shuffled = spec.random(seed).apply(model)
     evaluate = Evaluator([(PLACES, NEAREST)])
     naive = interpolate(model, shuffled, evaluate, points=11, path=path)
     aligned = interpolate(model, align(model, shuffled, spec=spec).model, evaluate, points=11, path=path)
