@@ -14,7 +14,7 @@ from .renormalize import Renormalizer, get_renormalizer
 from .resume import Journal, described, digest
 from .state import tensors
 from .surface import Surface
-from .walk import Evaluate, Shape, Stop, walk
+from .walk import Evaluate, Route, Stop, walk
 
 
 def interpolate(
@@ -23,7 +23,7 @@ def interpolate(
     evaluate: Evaluate,
     *,
     points: int = 25,
-    path: Shape = "lerp",
+    path: Route = "lerp",
     renormalize: str | Renormalizer | None = None,
     data: Iterable[Any] | None = None,
     higher_is_better: Collection[str] | None = None,
@@ -99,7 +99,7 @@ def interpolate_chain(
     evaluate: Evaluate,
     *,
     points: int = 25,
-    path: Shape = "lerp",
+    path: Route = "lerp",
     renormalize: str | Renormalizer | None = None,
     data: Iterable[Any] | None = None,
     higher_is_better: Collection[str] | None = None,
@@ -151,7 +151,7 @@ def interpolate_chain(
         models,
         [Stop(f"lam = {lam:.4g}", _on_chain(i, points - 1, len(models))) for i, lam in enumerate(lams)],
         evaluate,
-        shape=path,
+        route=path,
         renormalizer=renormalizer,
         journal=_journal(resume, models, renormalizer, path=path, points=points, result="Curve"),
         progress=progress,
@@ -221,7 +221,7 @@ def interpolate_simplex(
         models,
         [Stop(f"weights ({', '.join(f'{weight:.4g}' for weight in each)})", each) for each in weights],
         evaluate,
-        shape="lerp",
+        route="lerp",
         renormalizer=renormalizer,
         journal=_journal(resume, models, renormalizer, steps=steps, result="Surface"),
         progress=progress,

@@ -9,6 +9,7 @@ walked, above that of the two models.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -99,7 +100,8 @@ def times(case: Case, repeats: int) -> tuple[list[float], list[float]]:
     def path() -> None:
         autoperm.interpolate(a, b, evaluate, points=POINTS)
 
-    forward(a, batches)
+    if not math.isclose(forward(a, batches), evaluate(a)["loss"], rel_tol=1e-5):
+        raise SystemExit(f"{case.title}: the plain loop computes another loss than the evaluator")
     found: dict[Callable[[], None], list[float]] = {alone: [], path: []}
     for i in range(repeats):
         for function in (alone, path) if i % 2 else (path, alone):
@@ -143,7 +145,8 @@ def row(name: str, repeats: int) -> list[str]:
     alone, path = times(case, repeats)
     ratio = statistics.median(p / f for p, f in zip(path, alone, strict=True))
     middle = [statistics.median(each) for each in (alone, path)]
-    size = sum(tensor.numel() * tensor.itemsize for tensor in case.build().state_dict().values())
+    model = case.build()
+    size = sum(tensor.numel() * tensor.itemsize for tensor in (*model.parameters(), *model.buffers()))
     return [case.title, *(f"{each:.2f}" for each in middle), f"{ratio:.3f}", megabytes(size), memory(name)]
 
 

@@ -30,6 +30,12 @@ def test_the_legs_of_a_chain_are_lines(path: Literal["lerp", "slerp"]) -> None:
     assert chain.barrier() == max(leg.barrier() for leg in chain.legs)
 
 
+def test_the_table_of_a_chain_shows_its_models() -> None:
+    chain = interpolate_chain([net(seed) for seed in range(4)], weightless, points=9)
+    shown = [row.split()[0] for row in str(chain).splitlines()]
+    assert shown == ["lam", "0.00", "0.25", "0.33", "0.50", "0.67", "0.75", "1.00", "barrier", "mean", "chord"]
+
+
 def test_a_chain_of_two_is_a_path_and_nodes_are_evaluated_once() -> None:
     evaluate = Evaluator.from_tensors(inputs(), targets())
     assert interpolate_chain([net(0), net(1)], evaluate, points=5) == interpolate(net(0), net(1), evaluate, points=5)
