@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Reference = Literal["mean", "chord"]
 """What a barrier is measured from: the mean of the ends, or the straight line between them."""
 
-_REFERENCES: tuple[Reference, ...] = ("mean", "chord")
+REFERENCES: tuple[Reference, ...] = ("mean", "chord")
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Curve(Result):
         """
         if metric not in self.metrics:
             raise SpecError(f"the curve has no metric '{metric}'; it has {_quoted(self.metrics)}")
-        if reference not in _REFERENCES:
-            raise SpecError(f"there is no reference '{reference}' for a barrier; choose from {_quoted(_REFERENCES)}")
+        if reference not in REFERENCES:
+            raise SpecError(f"there is no reference '{reference}' for a barrier; choose from {_quoted(REFERENCES)}")
         if len(self.nodes) > 2:
             return max(leg.barrier(metric, reference=reference) for leg in self.legs)
         sign = -1.0 if metric in self.higher_is_better else 1.0
@@ -161,16 +161,16 @@ class Curve(Result):
         return figure
 
     def __str__(self) -> str:
-        """Show the ends, the quarters and the barriers in both definitions as a table."""
+        """Show the models, the quarters and the barriers in both definitions as a table."""
         last = len(self.lam) - 1
-        rows = sorted({round(last * quarter / 4) for quarter in range(5)})
+        rows = sorted({round(last * quarter / 4) for quarter in range(5)} | {*map(self.lam.index, self.nodes)})
         widths = {name: max(12, len(name) + 2) for name in self.metrics}
         lines = [_row("lam", {name: name for name in widths}, widths)]
         for i in rows:
             cells = {name: f"{values[i]:.4g}" for name, values in self.metrics.items()}
             lines.append(_row(f"{self.lam[i]:.2f}", cells, widths))
         lines.append("barrier")
-        for reference in _REFERENCES:
+        for reference in REFERENCES:
             # Adding 0.0 keeps "-0" out of the table.
             cells = {name: f"{self.barrier(name, reference=reference) + 0.0:.4g}" for name in widths}
             lines.append(_row(reference, cells, widths))

@@ -15,9 +15,10 @@ ROOT = Path(autoperm.__file__).parent
 # A module may import from the layers above its own, and a package (rules, matching) from itself.
 LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
-    {"signature", "cutting", "state", "evaluate", "copies", "structure", "results"},
-    {"axes", "spec", "blend", "batch_norm", "curves", "surface"},
-    {"by_hand", "barriers", "calibration", "joining"},
+    {"signature", "cutting", "state", "metrics", "copies", "structure", "results"},
+    {"evaluate"},
+    {"axes", "spec", "blend", "batch_norm", "curves", "resume"},
+    {"joining", "surface", "by_hand", "barriers", "calibration", "correction", "ensemble", "selection"},
     {"presence", "layout", "report", "rules", "interchange", "rails"},
     {"permutation", "plot", "trace", "trees"},
     {"inputs"},
@@ -25,24 +26,28 @@ LAYERS: list[set[str]] = [
     {"discover", "perturb"},
     {"activations", "explain", "probe"},
     {"renormalize"},
-    {"interpolate"},
+    {"walk"},
+    {"interpolate", "compare"},
     {"matchers"},
     {"align"},
     {"align_many", "testing"},
+    {"merge"},
+    {"transfer"},
     {"__init__"},
 ]
 
 # Methods of a specification that hand over to a later layer import it when they are called.
 LATE = {
     ("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report", "plot", "explain")
-} | {("curves", "plot")}
+} | {("calibration", "plot"), ("curves", "plot"), ("surface", "plot")}
 
 TORCH_FREE = ["signature", "terms", "cutting", "axes", "joining", "presence"]
 
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
     "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "blend",
-    "batch_norm", "curves", "surface", "barriers", "calibration", "plot", "perturb", "probe", "testing",
+    "batch_norm", "metrics", "evaluate", "curves", "surface", "resume", "barriers", "calibration",
+    "correction", "ensemble", "selection", "plot", "perturb", "probe", "testing",
     "activations.moments", "activations.correspondence",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
@@ -52,8 +57,11 @@ LEFT_OF_THE_WAIST = {
 
 DOORS = {
     "torch.export": {"trace.export"},
-    "matplotlib": {"plot.curves", "plot.spec", "plot.style", "spec", "curves"},  # the last two name types only
-    "scipy": {"matching.assignment"},
+    "matplotlib": {
+        *("plot.curves", "plot.spec", "plot.style"),
+        *("spec", "calibration", "curves", "surface"),  # these name types only
+    },
+    "scipy": {"barriers", "correction", "matching.assignment"},
     "networkx": {"matching.blocks", "explain"},
     "hypothesis": {"testing"},
 }
