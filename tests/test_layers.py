@@ -52,7 +52,10 @@ LEFT_OF_THE_WAIST = {
 
 DOORS = {
     "torch.export": {"trace.export"},
-    "matplotlib": {"plot.curves", "plot.spec", "plot.style", "spec", "curves"},  # the last two name types only
+    "matplotlib": {
+        *(f"plot.{name}" for name in ("calibration", "curves", "matchings", "spec", "style", "surfaces", "trends")),
+        *("spec", "curves", "align"),  # these name types only
+    },
     "scipy": {"matching.assignment"},
     "networkx": {"matching.blocks", "explain"},
     "hypothesis": {"testing"},
