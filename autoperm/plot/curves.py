@@ -160,7 +160,7 @@ def _arrow(axes: Axes, item: Curve, metric: str, reference: Reference, colour: s
         "",
         (x, leg.metrics[metric][top]),
         (x, levels[top]),
-        arrowprops={"arrowstyle": "<->", "color": colour, "shrinkA": 0, "shrinkB": 0, "linewidth": 1.0},
+        arrowprops={"arrowstyle": "<->", "color": colour, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8},
     )
     axes.annotate(
         f"{heights[which]:#.2g}",
