@@ -55,6 +55,13 @@ def test_other_labels_differ_in_colour() -> None:
     assert len({to_hex(line.get_color()) for line in axes.lines}) == 7
 
 
+def test_axes_can_be_labelled_with_units() -> None:
+    figure = plot.curve(NAIVE, labels={"loss": "loss (nats)"})
+    assert [axes.get_ylabel() for axes in figure.axes] == ["loss (nats)", "accuracy"]
+    with pytest.raises(SpecError, match="no panel 'risk' to label, but 'loss', 'accuracy'"):
+        plot.curve(NAIVE, labels={"risk": "risk (%)"})
+
+
 def test_what_papers_compare_has_a_look_that_no_other_line_has() -> None:
     for labels in (list(LOOKS), ["mine", *LOOKS], ["naive", "mine", "yours"]):
         found = list(looks(labels).values())

@@ -78,7 +78,9 @@ def test_surfaces_share_a_scale_and_what_is_better_is_darker() -> None:
     assert [axes.get_title(loc="left") for axes in figure.axes[:2]] == ["naive", "aligned"]
     dark, bright = (sum(maps[0].get_cmap()(end)[:3]) for end in (0.0, 1.0))
     assert dark < bright
-    map_ = plot.surface(HILL, "accuracy").axes[0].collections[0]
+    figure = plot.surface(HILL, "accuracy", label="test accuracy")
+    assert figure.axes[1].get_ylabel() == "test accuracy"
+    map_ = figure.axes[0].collections[0]
     dark, bright = (sum(map_.get_cmap()(end)[:3]) for end in (1.0, 0.0))
     assert dark < bright
 

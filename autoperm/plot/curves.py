@@ -29,6 +29,7 @@ def curve(
     *,
     metrics: Sequence[str] | None = None,
     barrier: Reference | None = None,
+    labels: Mapping[str, str] | None = None,
     axes: Axes | Sequence[Axes] | None = None,
     title: str | None = None,
 ) -> Figure:
@@ -45,6 +46,8 @@ def curve(
             "train loss"; either can be given alone.
         barrier: Draw an arrow as high as the barrier above the ``"mean"`` or the ``"chord"``, where it can be seen
             beside the highest one, for the first metric of every panel. Of a chain it is the highest leg's.
+        labels: By panel, what to write beside its axis in place of the metric's name, such as
+            ``{"loss": "test loss (nats)"}``.
         axes: Where to draw, one per panel; by default a new figure with panels side by side.
         title: Text above the first panel.
 
@@ -52,8 +55,8 @@ def curve(
         The figure drawn on.
 
     Raises:
-        SpecError: If there is no curve, a curve lacks a metric, chains have their models at different places, or the
-            number of axes is not that of the panels.
+        SpecError: If there is no curve, a curve lacks a metric, chains have their models at different places, a
+            label is for no panel, or the number of axes is not that of the panels.
         ImportError: If matplotlib is not installed.
 
     Example:
@@ -67,7 +70,7 @@ def curve(
     nodes = _nodes(named)
     groups = _panels(_metrics(named, metrics))
     panels = new_panels(len(groups), axes, "metrics")
-    chosen = looks(named)
+    chosen, written = looks(named), dict(labels or {})
     for panel, (name, parts) in zip(panels, groups.items(), strict=True):
         for label, item in named.items():
             for part in parts:
@@ -78,9 +81,11 @@ def curve(
             for label, height in heights.items():
                 if height > _VISIBLE * max(heights.values()):
                     _arrow(panel, named[label], parts[0], barrier, chosen[label].colour)
-        panel.set_ylabel(name)
+        panel.set_ylabel(written.pop(name, name))
         _positions(panel, nodes)
         plain(panel)
+    if written:
+        raise SpecError(f"there is no panel '{next(iter(written))}' to label, but {', '.join(map(repr, groups))}")
     legend(panels[0], _handles(panels[0], both=any(len(parts) > 1 for parts in groups.values())), outside=axes is None)
     title_of(panels[0], title)
     return figure_of(panels[0])

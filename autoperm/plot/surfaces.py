@@ -33,6 +33,7 @@ def surface(
     *,
     models: Sequence[int] | None = None,
     names: Sequence[str] | None = None,
+    label: str | None = None,
     axes: Axes | Sequence[Axes] | None = None,
 ) -> Figure:
     """Draw a metric over the triangle between three models, as a map with lines of equal height.
@@ -47,6 +48,7 @@ def surface(
         models: Which three models to draw, left, right and top, where there are more: the face of the simplex between
             them.
         names: Of these three models; by default A, B, C in the order of the surface's.
+        label: What to write beside the scale in place of the metric's name, such as ``"test loss (nats)"``.
         axes: Where to draw, one per surface; by default a new figure with panels side by side.
 
     Returns:
@@ -80,7 +82,7 @@ def surface(
     values = [value for face in faces.values() for value in face.values()]
     levels = MaxNLocator(_LINES).tick_values(min(values), max(values))
     colours = "viridis_r" if metric in next(iter(named.values())).higher_is_better else "viridis"
-    for panel, (label, face) in zip(panels, faces.items(), strict=True):
+    for panel, (title, face) in zip(panels, faces.items(), strict=True):
         x, y = zip(*map(_place, face), strict=True)
         mesh, heights = Triangulation(x, y), list(face.values())
         drawn = panel.tripcolor(mesh, heights, shading="gouraud", cmap=colours, rasterized=True)
@@ -89,10 +91,10 @@ def surface(
         if lines:
             panel.tricontour(mesh, heights, lines, colors="white", linewidths=0.7, alpha=0.8)
         _corners(panel, face, called)
-        if label:
-            panel.set_title(label, loc="left", fontsize=SMALL + 1, y=0.88)
+        if title:
+            panel.set_title(title, loc="left", fontsize=SMALL + 1, y=0.88)
     bar = figure_of(panels[0]).colorbar(drawn, ax=panels, shrink=0.75, aspect=24, pad=0.02, ticks=MaxNLocator(5))
-    bar.set_label(metric)
+    bar.set_label(metric if label is None else label)
     bar.outline.set_visible(False)
     return figure_of(panels[0])
 
