@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Reference = Literal["mean", "chord"]
 """What a barrier is measured from: the mean of the ends, or the straight line between them."""
 
-_REFERENCES: tuple[Reference, ...] = ("mean", "chord")
+REFERENCES: tuple[Reference, ...] = ("mean", "chord")
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ class Curve(Result):
         """
         if metric not in self.metrics:
             raise SpecError(f"the curve has no metric '{metric}'; it has {_quoted(self.metrics)}")
-        if reference not in _REFERENCES:
-            raise SpecError(f"there is no reference '{reference}' for a barrier; choose from {_quoted(_REFERENCES)}")
+        if reference not in REFERENCES:
+            raise SpecError(f"there is no reference '{reference}' for a barrier; choose from {_quoted(REFERENCES)}")
         if len(self.nodes) > 2:
             return max(leg.barrier(metric, reference=reference) for leg in self.legs)
         sign = -1.0 if metric in self.higher_is_better else 1.0
@@ -170,7 +170,7 @@ class Curve(Result):
             cells = {name: f"{values[i]:.4g}" for name, values in self.metrics.items()}
             lines.append(_row(f"{self.lam[i]:.2f}", cells, widths))
         lines.append("barrier")
-        for reference in _REFERENCES:
+        for reference in REFERENCES:
             # Adding 0.0 keeps "-0" out of the table.
             cells = {name: f"{self.barrier(name, reference=reference) + 0.0:.4g}" for name in widths}
             lines.append(_row(reference, cells, widths))

@@ -1,71 +1,120 @@
-"""Evaluate a model on data: mean loss and accuracy."""
+"""Evaluate a model on data: mean loss, accuracy and other metrics, on one set or several."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from .errors import EvaluationError
+from .metrics import Measure, Metric, Tally, classifies, cross_entropy, logits, top
 
 Loss = Callable[[Any, Any], Tensor]
 """``loss(output, target)``: a scalar tensor, the mean over the batch."""
 
 
 @dataclass(frozen=True, eq=False)
+class Predictions:
+    """What a model gives for all samples of a loader, on the CPU.
+
+    Attributes:
+        outputs: samples along the first axis.
+        targets: likewise.
+    """
+
+    outputs: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Evaluator:
     """Evaluate a model on labelled data: ``evaluator(model) -> {"loss": ..., "accuracy": ...}``.
 
-    The loss is the mean per sample over all data, in the unit of ``loss``:
+    Every metric is a mean over all data. Where it gives one number for a batch, batches count by their samples,
 
         L = sum_batches n_batch loss(model(input), target) / sum_batches n_batch
 
-    Where outputs have shape (batch, classes) and targets are integers of shape (batch,), ``"accuracy"`` is the
-    share of samples, in [0, 1], whose largest output is the target (top-1).
+    and where it gives one value for each item (sample, token), all items count alike. Where outputs have shape (batch,
+    classes) and targets are integers of shape (batch,), there is also ``"accuracy"``: the share of samples, in [0, 1],
+    whose largest output is the target (top-1).
 
-    The model runs in eval mode, without gradients and on its own device. Its modes are as before afterwards.
+    The model runs in eval mode, without gradients, on its own device, and once for each batch whatever the number of
+    metrics. Its modes are as before afterwards.
 
     Attributes:
-        loader: Batches ``(input, target)``; the model is called on the input. It is read anew in every call, so
-            it must not be a generator. For a loss that compares over points use the same data every time:
-            neither random augmentation nor, with shuffling, ``drop_last``.
-        loss: The loss as a mean over the batch, by default the cross entropy of logits.
+        data: Batches ``(input, target)``; or several such loaders by name, such as ``{"train": ..., "test": ...}``,
+            whose metrics are then called ``"train loss"``, ``"test accuracy"`` and so on. The model is called on the
+            input; if that is a dictionary, with its entries as keyword arguments. Loaders are read anew in every call,
+            so they must not be generators. For metrics that are compared between models use the same data every
+            time: neither random augmentation nor, with shuffling, ``drop_last``.
+        loss: The loss, by default the cross entropy of logits: see :func:`~autoperm.metrics.cross_entropy`.
+        metrics: Others by name: functions ``f(output, target)`` like the loss, or a :class:`~autoperm.Metric`.
 
     Raises:
-        EvaluationError: If the loader can be read only once, is empty or does not yield ``(input, target)``, or
-            if the loss is not a scalar.
+        EvaluationError: If a loader can be read only once, is empty or does not yield ``(input, target)``, or if a
+            metric is not real and finite.
 
     Example:
         >>> batch = torch.eye(3), torch.tensor([0, 1, 1])
-        >>> evaluate = Evaluator([batch], nn.CrossEntropyLoss())
-        >>> metrics = evaluate(nn.Identity())
-        >>> print(f"{metrics['loss']:.3f} {metrics['accuracy']:.3f}")
-        0.885 0.667
+        >>> evaluate = Evaluator({"test": [batch]}, metrics={"top-2": top(2)})
+        >>> for name, value in evaluate(nn.Identity()).items():
+        ...     print(f"{name}: {value:.3f}")
+        test loss: 0.885
+        test accuracy: 0.667
+        test top-2: 0.667
     """
 
-    loader: Iterable[Any]
-    loss: Loss = F.cross_entropy
+    data: Iterable[Any] | Mapping[str, Iterable[Any]]
+    loss: Measure | Metric = cross_entropy
+    metrics: Mapping[str, Measure | Metric] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check that the loader can be read more than once."""
-        check_rereadable(self.loader)
+        """Check that loaders can be read more than once, and the names of metrics."""
+        if is_mapping(self.data) and not self.data:
+            raise EvaluationError("the data is an empty dictionary; give at least one loader")
+        for loader in self.loaders.values():
+            check_rereadable(loader)
+        for name, metric in (self.metrics or {}).items():
+            if name == "loss" or not isinstance(name, str):
+                raise EvaluationError(f"a metric is called {name!r}; give the loss as loss=, and others under a name")
+            if not isinstance(metric, Metric) and not callable(metric):
+                raise EvaluationError(
+                    f"metric '{name}' is a {type(metric).__name__}; give a function f(output, target) or a Metric"
+                )
+
+    @property
+    def loaders(self) -> Mapping[str, Iterable[Any]]:
+        """The loaders by name; a single one has the name ``""``."""
+        return self.data if is_mapping(self.data) else {"": self.data}
+
+    @property
+    def higher_is_better(self) -> tuple[str, ...]:
+        """Names of the metrics for which more is better."""
+        better = [name for name, metric in self._all().items() if metric.higher_is_better]
+        return tuple(_named(split, name) for split in self.loaders for name in better)
 
     @classmethod
     def from_tensors(
-        cls, inputs: Tensor, targets: Tensor, *, loss: Loss = F.cross_entropy, batch_size: int = 512
+        cls,
+        inputs: Tensor,
+        targets: Tensor,
+        *,
+        loss: Measure | Metric = cross_entropy,
+        metrics: Mapping[str, Measure | Metric] | None = None,
+        batch_size: int = 512,
     ) -> Evaluator:
         """Build an evaluator from tensors that hold all the data, in the order given.
 
         Args:
             inputs: Inputs, samples along the first axis.
             targets: Targets, samples along the first axis.
-            loss: The loss as a mean over the batch, by default the cross entropy of logits.
+            loss: The loss, by default the cross entropy of logits.
+            metrics: Other metrics by name.
             batch_size: Samples per batch.
 
         Raises:
@@ -85,33 +134,142 @@ class Evaluator:
         if batch_size < 1:
             raise EvaluationError(f"batch_size is {batch_size}, but must be at least 1")
         loader: DataLoader[tuple[Tensor, ...]] = DataLoader(TensorDataset(inputs, targets), batch_size=batch_size)
-        return cls(loader, loss)
+        return cls(loader, loss, metrics=metrics)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
-        """Return the metrics of a model: ``"loss"``, and ``"accuracy"`` for classification.
+        """Return the metrics of a model: ``"loss"``, ``"accuracy"`` for classification, and the others.
 
         Args:
             model: The model, on any device; it is not changed.
         """
-        device = device_of(model)
-        count = 0
-        total = 0.0
-        hits: int | None = 0
+        return self._evaluate(model, {})
+
+    def same_data(self) -> Callable[[nn.Module], dict[str, float]]:
+        """Return a function that evaluates like this, and fails if a loader yields less or more than at its first call.
+
+        Paths are evaluated with it: a point that saw other data than the first one cannot be compared with it.
+        """
+        seen: dict[str, int] = {}
+        return lambda model: self._evaluate(model, seen)
+
+    def predict(self, model: nn.Module) -> dict[str, Predictions]:
+        """Return what a model gives for each of the :attr:`loaders`, to be scored later.
+
+        Example:
+            >>> evaluate = Evaluator([(torch.eye(3), torch.tensor([0, 1, 1]))])
+            >>> predictions = evaluate.predict(nn.Identity())
+            >>> evaluate.score(predictions) == evaluate(nn.Identity())
+            True
+        """
+        return {split: predict(model, loader) for split, loader in self.loaders.items()}
+
+    def score(self, predictions: Mapping[str, Predictions]) -> dict[str, float]:
+        """Return the metrics of outputs that are there already, such as those of an ensemble.
+
+        Args:
+            predictions: outputs and targets by the names of the :attr:`loaders`. Each loader's are measured as one
+                batch.
+
+        Raises:
+            EvaluationError: if the names are others.
+        """
+        if predictions.keys() != self.loaders.keys():
+            raise EvaluationError(
+                f"predictions are for the data {', '.join(map(repr, predictions))}, but the evaluator has "
+                f"{', '.join(map(repr, self.loaders))}"
+            )
+        with torch.no_grad():
+            return self._measure({split: [(each.outputs, each.targets)] for split, each in predictions.items()}, {})
+
+    def _evaluate(self, model: nn.Module, seen: dict[str, int]) -> dict[str, float]:
         with evaluating(model), torch.no_grad():
-            for batch in self.loader:
-                inputs, target = pair(to_device(batch, device))
-                output = model(inputs)
+            return self._measure({split: _run(model, loader) for split, loader in self.loaders.items()}, seen)
+
+    def _all(self) -> dict[str, Metric]:
+        named = {"loss": self.loss, "accuracy": top(1), **(self.metrics or {})}
+        return {name: each if isinstance(each, Metric) else Metric(each) for name, each in named.items()}
+
+    def _measure(self, pairs: Mapping[str, Iterable[tuple[Any, Any]]], seen: dict[str, int]) -> dict[str, float]:
+        """Measure outputs and targets; check the numbers of samples against those seen before, and note them."""
+        own = "accuracy" not in (self.metrics or {})
+        found: dict[str, float] = {}
+        for split, batches in pairs.items():
+            tallies = {name: Tally(_named(split, name), metric) for name, metric in self._all().items()}
+            count = 0
+            for output, target in batches:
+                if own and not classifies(output, target):
+                    tallies.pop("accuracy", None)
                 samples = samples_in(target)
-                total += samples * _scalar(self.loss(output, target))
-                correct = _hits(output, target)
-                hits = None if hits is None or correct is None else hits + correct
+                for tally in tallies.values():
+                    tally.add(output, target, samples=samples)
                 count += samples
-        if count == 0:
-            raise EvaluationError("the loader yielded no samples, so there is nothing to take a mean over")
-        metrics = {"loss": total / count}
-        if hits is not None:
-            metrics["accuracy"] = hits / count
-        return metrics
+            of = f" of '{split}'" if split else ""
+            if count != seen.setdefault(split, count):
+                raise EvaluationError(
+                    f"the loader{of} yielded {count} samples, but {seen[split]} when it was read first; the same data "
+                    "must come every time. Give a list of batches, or a DataLoader over a fixed dataset"
+                )
+            if count == 0:
+                raise EvaluationError(f"the loader{of} yielded no samples, so there is nothing to take a mean over")
+            found.update({tally.name: tally.result() for tally in tallies.values()})
+        return found
+
+
+def predict(model: nn.Module, loader: Iterable[Any]) -> Predictions:
+    """Return what a model gives for all samples of a loader.
+
+    It runs as in an :class:`Evaluator`. Of an output with ``.logits`` those are taken.
+
+    Args:
+        model: The model, on any device; it is not changed.
+        loader: Batches ``(input, target)``.
+
+    Raises:
+        EvaluationError: If the loader is empty, or its batches do not fit together.
+
+    Example:
+        >>> predict(nn.Flatten(), [(torch.ones(2, 1, 3), torch.tensor([0, 1]))]).outputs.shape
+        torch.Size([2, 3])
+    """
+    check_readable(loader)
+    with evaluating(model), torch.no_grad():
+        batches = [(logits(output).cpu(), target.cpu()) for output, target in _run(model, loader)]
+    if sum(samples_in(target) for _, target in batches) == 0:
+        raise EvaluationError("the loader yielded no samples, so there is nothing to predict")
+    outputs, targets = zip(*batches, strict=True)
+    try:
+        return Predictions(torch.cat(outputs), torch.cat(targets))
+    except RuntimeError as error:
+        raise EvaluationError(
+            f"the batches do not fit together: outputs have shapes {_shapes(outputs)}, targets {_shapes(targets)}; pad "
+            "them to one length"
+        ) from error
+
+
+def call(model: nn.Module, inputs: Any) -> Any:
+    """Call a model on an input, or on a dictionary of inputs by name.
+
+    Example:
+        >>> call(nn.ReLU(), torch.tensor([-1.0])), call(nn.ReLU(), {"input": torch.tensor([2.0])})
+        (tensor([0.]), tensor([2.]))
+    """
+    return model(**inputs) if is_mapping(inputs) else model(inputs)
+
+
+def _run(model: nn.Module, loader: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    """Yield the output and the target of each batch."""
+    device = device_of(model)
+    for batch in loader:
+        inputs, target = pair(to_device(batch, device))
+        yield call(model, inputs), target
+
+
+def _named(split: str, name: str) -> str:
+    return f"{split} {name}" if split else name
+
+
+def _shapes(tensors: Iterable[Tensor]) -> str:
+    return ", ".join(str(shape) for shape in dict.fromkeys(tuple(tensor.shape) for tensor in tensors))
 
 
 @contextmanager
@@ -255,20 +413,3 @@ def samples_in(target: Any) -> int:
             f"the target is a {type(target).__name__}, but must be a tensor with samples along its first axis"
         )
     return len(target)
-
-
-def _scalar(value: Any) -> float:
-    if not isinstance(value, Tensor) or value.numel() != 1:
-        what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"type {type(value).__name__}"
-        raise EvaluationError(
-            f"the loss has {what}, but must be a tensor with one element, the mean over the batch (reduction='mean')"
-        )
-    return float(value)
-
-
-def _hits(output: Any, target: Tensor) -> int | None:
-    if not isinstance(output, Tensor) or output.ndim != 2 or target.shape != output.shape[:1]:
-        return None
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
-        return None
-    return int((output.argmax(dim=1) == target).sum())

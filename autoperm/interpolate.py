@@ -1,26 +1,20 @@
-"""Evaluate a model along the straight path between two others, and measure the barrier."""
+"""Evaluate models along the paths, chains and simplices between others, and measure barriers."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Iterable, Mapping
-from numbers import Real
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from os import PathLike
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-from tqdm import tqdm
+from torch import nn
 
-from .blend import lerp
-from .copies import copy_model, forget_caches
 from .curves import Curve
-from .errors import ArchitectureError, EvaluationError, SpecError
-from .evaluate import is_mapping
+from .errors import SpecError
 from .renormalize import Renormalizer, get_renormalizer
-from .state import check_finite, check_same_architecture, check_same_indices, interpolates, tensors
-
-Evaluate = Callable[[nn.Module], Mapping[str, float | Tensor]]
-"""``evaluate(model)``: metrics by name, each a number."""
+from .resume import Journal, described, digest
+from .state import tensors
+from .surface import Surface
+from .walk import Evaluate, Shape, Stop, walk
 
 
 def interpolate(
@@ -29,19 +23,21 @@ def interpolate(
     evaluate: Evaluate,
     *,
     points: int = 25,
+    path: Shape = "lerp",
     renormalize: str | Renormalizer | None = None,
     data: Iterable[Any] | None = None,
-    higher_is_better: Collection[str] = ("accuracy",),
+    higher_is_better: Collection[str] | None = None,
+    resume: str | PathLike[str] | None = None,
     progress: bool = False,
 ) -> Curve:
-    """Evaluate the models on the straight path from model A to model B.
+    """Evaluate the models on the path from model A to model B.
 
     At each lam = 0, 1/(points - 1), ..., 1 the weights
 
         theta(lam) = (1 - lam) theta_A + lam theta_B
 
-    are loaded in a copy of model A, which is handed to ``evaluate`` in eval mode. Both ends are exact. Integer
-    buffers, and whatever is not in the state dict, are those of model A.
+    are written in a copy of model A, which is handed to ``evaluate`` in eval mode. Both ends are exact. Integer
+    buffers (:func:`~autoperm.blend.taken_from_first`), and whatever is not in the state dict, are those of model A.
 
     Args:
         model_a: Model at lam = 0; it is not changed.
@@ -49,11 +45,16 @@ def interpolate(
         evaluate: A function model -> dict of metrics, such as an :class:`~autoperm.evaluate.Evaluator`. The
             model it gets is reused at the next point, so it must copy what it keeps.
         points: Number of positions, both ends included.
-        renormalize: ``"batch_norm"`` re-estimates the running statistics of BatchNorm layers on ``data`` at
-            every point, both ends included (see :func:`~autoperm.renormalize_batch_norm`); or an object that does
-            something else.
-        data: Batches of training data for ``renormalize``, which can be read more than once.
-        higher_is_better: Names of the metrics for which more is better.
+        path: ``"lerp"`` for the straight line above; ``"slerp"`` for the arc of :func:`~autoperm.slerp` between the
+            parameters, while buffers are still interpolated linearly.
+        renormalize: What repairs the statistics of the model at every point, both ends included, before it is
+            evaluated: a name, such as ``"batch_norm"`` (see :func:`~autoperm.renormalize_batch_norm`), or a
+            :class:`~autoperm.Renormalizer`.
+        data: Batches of training data for a ``renormalize`` by name, which can be read more than once.
+        higher_is_better: Names of the metrics for which more is better; by default those that ``evaluate`` names in
+            an attribute ``higher_is_better``, as an Evaluator does, else ``"accuracy"``.
+        resume: A file where every finished point is kept. If the walk is interrupted, the same call with the same
+            file goes on after the last one. What cannot be compared is up to the caller: data and metrics.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -63,13 +64,13 @@ def interpolate(
         ArchitectureError: If the models differ in names, shapes, dtypes, devices, index tables or tied weights.
         WeightsError: If a model has NaN or infinite weights.
         EvaluationError: If ``evaluate`` returns something other than finite numbers by name, or other names at
-            some points.
-        SpecError: If ``points`` is less than 2, or ``renormalize`` and ``data`` do not fit together.
+            some points; or if a loader yields fewer samples than at the first one.
+        SpecError: If ``points`` is less than 2, ``renormalize`` and ``data`` do not fit together, or ``resume`` was
+            written for another path.
 
     Example:
         >>> a, b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
-        >>> a.load_state_dict({"weight": torch.tensor([[-1.0]])}), b.load_state_dict({"weight": torch.tensor([[1.0]])})
-        (<All keys matched successfully>, <All keys matched successfully>)
+        >>> _ = nn.init.constant_(a.weight, -1.0), nn.init.constant_(b.weight, 1.0)
         >>> curve = interpolate(a, b, lambda model: {"loss": 1.0 - model.weight.item() ** 2}, points=5)
         >>> curve.metrics["loss"]
         (0.0, 0.75, 1.0, 0.75, 0.0)
@@ -80,86 +81,193 @@ def interpolate(
         Ainsworth, Hayase and Srinivasa, "Git Re-Basin: Merging Models modulo Permutation Symmetries",
         arXiv 2209.04836 (2023), Definition 2.2.
     """
+    return interpolate_chain(
+        (model_a, model_b),
+        evaluate,
+        points=points,
+        path=path,
+        renormalize=renormalize,
+        data=data,
+        higher_is_better=higher_is_better,
+        resume=resume,
+        progress=progress,
+    )
+
+
+def interpolate_chain(
+    models: Sequence[nn.Module],
+    evaluate: Evaluate,
+    *,
+    points: int = 25,
+    path: Shape = "lerp",
+    renormalize: str | Renormalizer | None = None,
+    data: Iterable[Any] | None = None,
+    higher_is_better: Collection[str] | None = None,
+    resume: str | PathLike[str] | None = None,
+    progress: bool = False,
+) -> Curve:
+    """Evaluate the models on a polygonal chain: the path from each of some models to the next.
+
+    Every leg is the path of :func:`interpolate`, so that its points, and its barrier, are those of the two models. A
+    model between two legs is evaluated once. What repairs statistics is bound to all models: weights of those that a
+    leg does not join are 0.
+
+    Args:
+        models: Two or more of one architecture; they are not changed.
+        evaluate: See :func:`interpolate`; so are all other arguments.
+        points: Number of positions of a leg, both ends included.
+        path: How each leg runs.
+        renormalize: What repairs the statistics of the model at every point.
+        data: Batches of training data for a ``renormalize`` by name.
+        higher_is_better: Names of the metrics for which more is better.
+        resume: A file where every finished point is kept.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The metrics along the chain, whose ``nodes`` are the positions of the models and whose ``legs`` are the paths
+        between them.
+
+    Raises:
+        AutopermError: As :func:`interpolate`; a message about one of three models or more says which, from 0 on.
+
+    Example:
+        >>> models = [nn.Linear(1, 1, bias=False) for _ in range(3)]
+        >>> for model, value in zip(models, (0.0, 1.0, -1.0), strict=True):
+        ...     _ = nn.init.constant_(model.weight, value)
+        >>> chain = interpolate_chain(models, lambda model: {"loss": model.weight.item() ** 2}, points=3)
+        >>> chain.lam, chain.nodes
+        ((0.0, 0.25, 0.5, 0.75, 1.0), (0.0, 0.5, 1.0))
+        >>> chain.metrics["loss"]
+        (0.0, 0.25, 1.0, 0.0, 1.0)
+    """
+    _check_names(higher_is_better)
     if points < 2:
         raise SpecError(f"points is {points}, but a path needs at least its 2 ends")
+    renormalizer = get_renormalizer(renormalize, data)
+    legs = max(len(models) - 1, 1)
+    steps = legs * (points - 1)
+    lams = tuple(i / steps for i in range(steps + 1))
+    metrics = walk(
+        models,
+        [Stop(f"lam = {lam:.4g}", _on_chain(i, points - 1, len(models))) for i, lam in enumerate(lams)],
+        evaluate,
+        shape=path,
+        renormalizer=renormalizer,
+        journal=_journal(resume, models, renormalizer, path=path, points=points, result="Curve"),
+        progress=progress,
+    )
+    nodes = tuple(leg / legs for leg in range(legs + 1))
+    return Curve(lams, metrics, _better(evaluate, higher_is_better), nodes)
+
+
+def interpolate_simplex(
+    models: Sequence[nn.Module],
+    evaluate: Evaluate,
+    *,
+    steps: int = 10,
+    renormalize: str | Renormalizer | None = None,
+    data: Iterable[Any] | None = None,
+    higher_is_better: Collection[str] | None = None,
+    resume: str | PathLike[str] | None = None,
+    progress: bool = False,
+) -> Surface:
+    """Evaluate the models on the simplex between three or more: the means with all weights of a barycentric grid.
+
+        theta(w) = sum_i w_i theta_i,    w_i in {0, 1/steps, ..., 1},    sum_i w_i = 1
+
+    Corners are the models, and edges the paths of :func:`interpolate`, bitwise. For k models there are
+    binomial(steps + k - 1, k - 1) points, which grow fast with k: 66 for three models and 10 steps, 286 for four.
+
+    Args:
+        models: Two or more of one architecture; they are not changed.
+        evaluate: See :func:`interpolate`; so are all other arguments but one.
+        steps: How many steps an edge has.
+        renormalize: What repairs the statistics of the model at every point.
+        data: Batches of training data for a ``renormalize`` by name.
+        higher_is_better: Names of the metrics for which more is better.
+        resume: A file where every finished point is kept.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The metrics over the simplex.
+
+    Raises:
+        AutopermError: As :func:`interpolate`; a message about one of three models or more says which, from 0 on.
+
+    Example:
+        >>> models = [nn.Linear(1, 1, bias=False) for _ in range(3)]
+        >>> for model, value in zip(models, (0.0, 1.0, -1.0), strict=True):
+        ...     _ = nn.init.constant_(model.weight, value)
+        >>> surface = interpolate_simplex(models, lambda model: {"loss": model.weight.item() ** 2}, steps=2)
+        >>> for row in surface.records():
+        ...     print(row)
+        {'weight 0': 1.0, 'weight 1': 0.0, 'weight 2': 0.0, 'loss': 0.0}
+        {'weight 0': 0.5, 'weight 1': 0.5, 'weight 2': 0.0, 'loss': 0.25}
+        {'weight 0': 0.5, 'weight 1': 0.0, 'weight 2': 0.5, 'loss': 0.25}
+        {'weight 0': 0.0, 'weight 1': 1.0, 'weight 2': 0.0, 'loss': 1.0}
+        {'weight 0': 0.0, 'weight 1': 0.5, 'weight 2': 0.5, 'loss': 0.0}
+        {'weight 0': 0.0, 'weight 1': 0.0, 'weight 2': 1.0, 'loss': 1.0}
+
+    Reference:
+        Ainsworth, Hayase and Srinivasa, "Git Re-Basin: Merging Models modulo Permutation Symmetries",
+        arXiv 2209.04836 (2023), Appendix: models merged in one basin.
+    """
+    _check_names(higher_is_better)
+    if steps < 1:
+        raise SpecError(f"steps is {steps}, but an edge has at least 1")
+    renormalizer = get_renormalizer(renormalize, data)
+    weights = [tuple(count / steps for count in counts) for counts in _compositions(steps, max(len(models), 1))]
+    metrics = walk(
+        models,
+        [Stop(f"weights ({', '.join(f'{weight:.4g}' for weight in each)})", each) for each in weights],
+        evaluate,
+        shape="lerp",
+        renormalizer=renormalizer,
+        journal=_journal(resume, models, renormalizer, steps=steps, result="Surface"),
+        progress=progress,
+    )
+    return Surface(tuple(weights), metrics, _better(evaluate, higher_is_better))
+
+
+def _on_chain(i: int, steps: int, models: int) -> tuple[float, ...]:
+    """Return the weights of the models at a point of a chain with some steps a leg."""
+    leg, step = divmod(i, steps)
+    weights = [0.0] * max(models, leg + 2)
+    weights[leg + 1] = step / steps
+    weights[leg] = 1.0 - step / steps
+    return tuple(weights[:models])
+
+
+def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
+    """Yield the ways to share a number among some parts, in order, the first part falling."""
+    if parts == 1:
+        yield (total,)
+        return
+    for first in range(total, -1, -1):
+        for rest in _compositions(total - first, parts - 1):
+            yield (first, *rest)
+
+
+def _journal(
+    resume: str | PathLike[str] | None, models: Sequence[nn.Module], renormalizer: Renormalizer | None, **given: Any
+) -> Callable[[], Journal] | None:
+    if resume is None:
+        return None
+    file = resume
+
+    def begin() -> Journal:
+        digests = [digest(tensors(model)) for model in models]
+        return Journal(file, {**given, "renormalize": described(renormalizer), "models": digests})
+
+    return begin
+
+
+def _check_names(higher_is_better: Collection[str] | None) -> None:
     if isinstance(higher_is_better, str):
         raise SpecError(f"higher_is_better is the string '{higher_is_better}'; give a tuple: ('{higher_is_better}',)")
-    renormalizer = get_renormalizer(renormalize, data)
-    a, b = tensors(model_a), tensors(model_b)
-    check_same_architecture(a, b)
-    check_same_indices(a, b)
-    check_finite(a, "model A")
-    check_finite(b, "model B")
-    model = copy_model(model_a)
-    _load(model, lerp(a, b, 1.0))
-    _check_loaded(model, b)
-    finish = renormalizer.bind((model_a, model_b)) if renormalizer is not None else None
-
-    lams = [i / (points - 1) for i in range(points)]
-    rows: list[dict[str, float]] = []
-    for lam in tqdm(lams, desc="interpolate", unit="point", disable=not progress):
-        _load(model, lerp(a, b, lam))
-        point = model if finish is None else finish(model, (1.0 - lam, lam))
-        point.eval()
-        row = _numbers(evaluate(point), lam)
-        if rows and row.keys() != rows[0].keys():
-            raise EvaluationError(
-                f"evaluate returned the metrics {_quoted(row)} at lam = {lam:.4g}, but {_quoted(rows[0])} at lam = 0; "
-                "return the same metrics for every model"
-            )
-        rows.append(row)
-    metrics = {name: tuple(row[name] for row in rows) for name in rows[0]}
-    return Curve(tuple(lams), metrics, tuple(higher_is_better))
 
 
-def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    # The model's own state dict adds the entries that are not tensors, without which a strict load fails.
-    model.load_state_dict({**model.state_dict(), **state})
-    forget_caches(model)
-
-
-def _check_loaded(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    loaded = tensors(model)
-    changed = [name for name in state if interpolates(state[name]) and not torch.equal(loaded[name], state[name])]
-    if changed:
-        raise ArchitectureError(
-            f"a copy of model A does not hold model B's values of {_quoted(changed)} after loading them: these share "
-            "memory with other tensors in A (tied weights) but not in B. Tie the same weights in both models."
-        )
-
-
-def _numbers(metrics: object, lam: float) -> dict[str, float]:
-    """Check what a user's function returned, and convert it to plain numbers."""
-    if not is_mapping(metrics):
-        raise EvaluationError(
-            f"evaluate returned {_short(metrics)}, but must return a dictionary of numbers, such as {{'loss': 0.5}}"
-        )
-    if not metrics:
-        raise EvaluationError("evaluate returned an empty dictionary; return at least one metric, such as 'loss'")
-    numbers: dict[str, float] = {}
-    for name, value in metrics.items():
-        if not isinstance(name, str):
-            raise EvaluationError(f"evaluate returned a metric named {name!r}; the name must be a string")
-        single = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
-        if not single and not isinstance(value, Real):
-            raise EvaluationError(
-                f"metric '{name}' is {_short(value)} at lam = {lam:.4g}; it must be a number, or a tensor of one"
-            )
-        numbers[name] = float(value.detach() if isinstance(value, Tensor) else value)
-        if not math.isfinite(numbers[name]):
-            raise EvaluationError(
-                f"metric '{name}' is {numbers[name]} at lam = {lam:.4g}; a barrier needs finite values. "
-                "Check the data, or evaluate in a wider dtype"
-            )
-    return numbers
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
-
-
-def _short(value: object) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor of shape {tuple(value.shape)}"
-    text = repr(value)
-    return f"{text if len(text) <= 40 else text[:37] + '...'} ({type(value).__name__})"
+def _better(evaluate: Evaluate, higher_is_better: Collection[str] | None) -> tuple[str, ...]:
+    if higher_is_better is None:
+        return tuple(getattr(evaluate, "higher_is_better", ("accuracy",)))
+    return tuple(higher_is_better)

@@ -12,29 +12,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import Tied, inputs, net, targets, weightless
 from torch import Tensor, nn
 
-from autoperm import Curve, interpolate
+from autoperm import Curve, align, interpolate, lerp, slerp
 from autoperm.errors import ArchitectureError, EvaluationError, SpecError, WeightsError
 from autoperm.evaluate import Evaluator
+from autoperm.metrics import top
 
 Reference = Literal["mean", "chord"]
 REFERENCES: tuple[Reference, ...] = ("mean", "chord")
 values = st.floats(-1e3, 1e3)
-
-
-def net(seed: int) -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.ReLU(), nn.Linear(5, 2)).double()
-
-
-def inputs(samples: int = 8) -> Tensor:
-    return torch.randn(samples, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-def targets(samples: int = 8) -> Tensor:
-    return torch.arange(samples) % 2
 
 
 def line(points: int) -> tuple[float, ...]:
@@ -43,10 +31,6 @@ def line(points: int) -> tuple[float, ...]:
 
 def made(*loss: float) -> Curve:
     return Curve(line(len(loss)), {"loss": loss})
-
-
-def weightless(model: nn.Module) -> dict[str, float]:
-    return {"loss": 0.0}
 
 
 # --- the path -----------------------------------------------------------------------------------------------------
@@ -162,12 +146,109 @@ def test_extra_state_stays() -> None:
     interpolate(Extra(1, 1), Extra(1, 1), weightless, points=3)
 
 
-class Tied(nn.Module):
-    def __init__(self, *, tied: bool) -> None:
-        super().__init__()
-        self.encode, self.decode = nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False)
-        if tied:
-            self.decode.weight = self.encode.weight
+class Loading(nn.Linear):
+    """A layer that does something of its own when it loads its weights: it doubles a buffer that it does not save."""
+
+    doubled: Tensor
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, bias=False)
+        self.register_buffer("doubled", 2 * self.weight.detach(), persistent=False)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        super()._load_from_state_dict(state, prefix, *rest)
+        self.doubled = 2 * self.weight.detach()
+
+
+def test_a_model_that_loads_in_its_own_way() -> None:
+    a, b = Loading(), Loading()
+    curve = interpolate(a, b, lambda model: {"ratio": (model.doubled / model.weight).item()}, points=5)  # type: ignore[operator]
+    assert curve.metrics["ratio"] == (2.0,) * 5
+
+
+class Saved(nn.Linear):
+    """A layer whose state dict has copies of its weights."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        return {name: tensor.clone() for name, tensor in super().state_dict(*args, **kwargs).items()}
+
+
+def test_a_state_dict_that_does_not_share_memory() -> None:
+    a, b = Saved(1, 1, bias=False), Saved(1, 1, bias=False)
+    a.weight.data.fill_(0.0)
+    b.weight.data.fill_(4.0)
+    curve = interpolate(a, b, lambda model: {"weight": model.weight.item()}, points=5)
+    assert curve.metrics["weight"] == (0.0, 1.0, 2.0, 3.0, 4.0)
+
+
+def test_one_copy_for_the_whole_path() -> None:
+    models, places = set(), set()
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        models.add(id(model))
+        places.add(tuple(tensor.data_ptr() for tensor in model.state_dict().values()))
+        return {"loss": 0.0}
+
+    interpolate(net(0), net(1), evaluate, points=5)
+    assert len(models) == len(places) == 1
+
+
+def test_evaluate_may_replace_tensors_but_not_convert_them() -> None:
+    seen: list[float] = []
+
+    def replace(model: nn.Module) -> dict[str, float]:
+        weight = model.get_parameter("weight")
+        seen.append(weight.item())
+        weight.data = torch.full((1, 1), 9.0)
+        return {"loss": 0.0}
+
+    a, b = (nn.Linear(1, 1, bias=False) for _ in "ab")
+    a.weight.data.fill_(0.0)
+    b.weight.data.fill_(4.0)
+    interpolate(a, b, replace, points=3)
+    assert seen == [0.0, 2.0, 4.0]
+    with pytest.raises(EvaluationError, match=r"at lam = 0\.5: the model's tensors 'weight' have another .* dtype"):
+        interpolate(a, b, lambda model: {"loss": float(len(list(model.half().modules())))}, points=3)
+
+
+def test_a_cache_does_not_outlive_its_point() -> None:
+    class Cached(nn.Linear):
+        cache: Tensor | None = None
+
+        def train(self, mode: bool = True) -> Cached:
+            if mode:
+                self.cache = None
+            return super().train(mode)
+
+        def forward(self, x: Tensor) -> Tensor:
+            if self.cache is None:
+                self.cache = 2 * self.weight.detach()
+            return x @ self.cache
+
+    a, b = Cached(1, 1, bias=False), Cached(1, 1, bias=False)
+    a.weight.data.fill_(0.0)
+    b.weight.data.fill_(4.0)
+    curve = interpolate(a, b, lambda model: {"loss": model(torch.ones(1, 1)).item()}, points=3)
+    assert curve.metrics["loss"] == (0.0, 4.0, 8.0)
+
+
+@pytest.mark.parametrize("path", ["lerp", "slerp"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_points_are_those_of_the_state_dicts(path: Literal["lerp", "slerp"], dtype: torch.dtype) -> None:
+    a, b = net(0).to(dtype), net(1).to(dtype)
+    b[1].running_var.fill_(3.0)  # type: ignore[union-attr, operator]
+    buffers = [name for name, _ in a.named_buffers()]
+    seen: list[dict[str, Tensor]] = []
+
+    def evaluate(model: nn.Module) -> dict[str, float]:
+        seen.append(copy.deepcopy(model.state_dict()))
+        return {"loss": 0.0}
+
+    curve = interpolate(a, b, evaluate, points=4, path=path)
+    states = a.state_dict(), b.state_dict()
+    for lam, found in zip(curve.lam, seen, strict=True):
+        expected = lerp(*states, lam) if path == "lerp" else slerp(*states, lam, linear=buffers)
+        torch.testing.assert_close(dict(found), expected, rtol=0, atol=0)
 
 
 def test_tied_weights() -> None:
@@ -188,6 +269,57 @@ def test_numbers_of_any_kind() -> None:
         net(0), net(1), lambda model: {"loss": torch.tensor([2.0], requires_grad=True), "n": 3}, points=2
     )
     assert curve.metrics == {"loss": (2.0, 2.0), "n": (3.0, 3.0)}
+
+
+def test_which_metrics_are_better_when_higher() -> None:
+    assert interpolate(net(0), net(1), weightless, points=2).higher_is_better == ("accuracy",)
+    assert interpolate(net(0), net(1), weightless, points=2, higher_is_better=["f1"]).higher_is_better == ("f1",)
+    evaluate = Evaluator({"test": [(inputs(), targets())]}, metrics={"top-2": top(2)})
+    curve = interpolate(net(0), net(1), evaluate, points=3)
+    assert curve.higher_is_better == ("test accuracy", "test top-2")
+    assert curve.barrier("test top-2") == 0.0
+    accuracy = curve.metrics["test accuracy"]
+    assert curve.barrier("test accuracy") == (accuracy[0] + accuracy[-1]) / 2 - min(accuracy)
+
+
+def learned(seed: int) -> nn.Module:
+    """A network that has learned which of three points is the nearest."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)).double()
+    optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(PLACES), NEAREST).backward()
+        optimizer.step()
+    return model.eval()
+
+
+PLACES = torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+NEAREST = torch.cdist(PLACES, torch.tensor([[1.0, 0.0], [-0.5, 0.8], [-0.5, -0.8]]).double()).argmin(1)
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+@pytest.mark.parametrize("path", ["lerp", "slerp"])
+def test_no_barrier_to_a_models_own_permutation_once_aligned(
+    reference: Reference, path: Literal["lerp", "slerp"]
+) -> None:
+    model = learned(0)
+    shuffled = copy.deepcopy(model)
+    for layer, following in ((0, 2), (2, 4)):
+        order = torch.randperm(24, generator=torch.Generator().manual_seed(layer))
+        before, after = model.get_submodule(str(layer)), model.get_submodule(str(following))
+        moved, next_one = shuffled.get_submodule(str(layer)), shuffled.get_submodule(str(following))
+        moved.load_state_dict({"weight": moved.weight[order], "bias": before.bias[order]})  # type: ignore[index]
+        next_one.load_state_dict({"weight": after.weight[:, order], "bias": after.bias})  # type: ignore[index]
+    torch.testing.assert_close(shuffled(PLACES), model(PLACES))
+    evaluate = Evaluator([(PLACES, NEAREST)])
+    naive = interpolate(model, shuffled, evaluate, points=11, path=path)
+    back = align(model, shuffled, example_inputs=PLACES[:4]).model
+    aligned = interpolate(model, back, evaluate, points=11, path=path)
+    assert naive.barrier(reference=reference) > 10 * naive.metrics["loss"][0]
+    assert aligned.barrier(reference=reference) == pytest.approx(0, abs=1e-12)
+    assert aligned.barrier("accuracy", reference=reference) == 0.0
 
 
 # --- errors of the path -------------------------------------------------------------------------------------------
@@ -226,6 +358,42 @@ def test_data_must_be_rereadable() -> None:
         interpolate(net(0), net(1), weightless, renormalize="batch_norm", data=batches())
 
 
+def test_there_is_no_such_path() -> None:
+    with pytest.raises(SpecError, match="no path 'arc'; choose from 'lerp', 'slerp'"):
+        interpolate(net(0), net(1), weightless, path="arc")  # type: ignore[arg-type]
+
+
+class Draining:
+    """A loader with nothing left after some reads."""
+
+    def __init__(self, reads: int) -> None:
+        self.reads = reads
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        self.reads -= 1
+        return iter([(inputs(), targets())] if self.reads >= 0 else [])
+
+
+def test_a_loader_that_is_empty_or_exhausted_says_where() -> None:
+    with pytest.raises(EvaluationError, match="at lam = 0: the loader yielded no samples"):
+        interpolate(net(0), net(1), Evaluator(Draining(0)), points=3)
+    with pytest.raises(EvaluationError, match=r"at lam = 0\.5: the loader of 'test' yielded 0 samples, but 8"):
+        interpolate(net(0), net(1), Evaluator({"test": Draining(1)}), points=3)
+
+
+def test_a_metric_that_is_not_finite_says_where() -> None:
+    a, b = nn.Linear(1, 1, bias=False), nn.Linear(1, 1, bias=False)
+    a.weight.data.fill_(-1.0)
+    b.weight.data.fill_(1.0)
+    evaluate = Evaluator(
+        {"test": [(torch.ones(1, 1), torch.ones(1))]},
+        lambda output, target: output.mean(),
+        metrics={"inverse": lambda output, target: (1 / output).mean()},
+    )
+    with pytest.raises(EvaluationError, match=r"at lam = 0\.5: metric 'test inverse' is inf"):
+        interpolate(a, b, evaluate, points=3)
+
+
 def test_higher_is_better_is_not_a_string() -> None:
     with pytest.raises(SpecError, match=r"\('accuracy',\)"):
         interpolate(net(0), net(1), weightless, higher_is_better="accuracy")
@@ -239,11 +407,11 @@ def test_higher_is_better_is_not_a_string() -> None:
         (torch.zeros(2), r"a tensor of shape \(2,\)"),
         ({}, "empty dictionary"),
         ({1: 0.5}, "metric named 1"),
-        ({"loss": "low"}, r"metric 'loss' is 'low' \(str\) at lam = 0"),
+        ({"loss": "low"}, r"at lam = 0: metric 'loss' is 'low' \(str\)"),
         ({"loss": torch.zeros(3)}, r"metric 'loss' is a tensor of shape \(3,\)"),
         ({"loss": None}, "metric 'loss' is None"),
-        ({"loss": math.nan}, "metric 'loss' is nan at lam = 0"),
-        ({"loss": torch.tensor(math.inf)}, "metric 'loss' is inf at lam = 0"),
+        ({"loss": math.nan}, "at lam = 0: metric 'loss' is nan"),
+        ({"loss": torch.tensor(math.inf)}, "at lam = 0: metric 'loss' is inf"),
     ],
 )
 def test_bad_results_name_the_metric_and_the_value(result: Any, message: str) -> None:

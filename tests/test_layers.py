@@ -15,9 +15,10 @@ ROOT = Path(autoperm.__file__).parent
 # A module may import from the layers above its own, and a package (rules, matching) from itself.
 LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
-    {"signature", "cutting", "state", "evaluate", "copies", "structure", "results"},
-    {"axes", "spec", "blend", "batch_norm", "curves", "surface"},
-    {"by_hand", "barriers", "calibration"},
+    {"signature", "cutting", "state", "metrics", "copies", "structure", "results"},
+    {"evaluate"},
+    {"axes", "spec", "blend", "batch_norm", "curves", "resume"},
+    {"surface", "by_hand", "barriers", "calibration"},
     {"presence", "layout", "report", "rules", "interchange", "rails"},
     {"permutation", "plot", "trace", "trees"},
     {"inputs"},
@@ -25,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"discover", "perturb"},
     {"activations", "explain", "probe"},
     {"renormalize"},
+    {"walk"},
     {"interpolate"},
     {"matchers"},
     {"align"},
@@ -35,14 +37,15 @@ LAYERS: list[set[str]] = [
 # Methods of a specification that hand over to a later layer import it when they are called.
 LATE = {
     ("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report", "plot", "explain")
-} | {("curves", "plot")}
+} | {("curves", "plot"), ("surface", "plot")}
 
 TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
     "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "blend",
-    "batch_norm", "curves", "surface", "barriers", "calibration", "plot", "perturb", "probe", "testing",
+    "batch_norm", "metrics", "evaluate", "curves", "surface", "resume", "barriers", "calibration", "plot", "perturb",
+    "probe", "testing",
     "activations.moments", "activations.correspondence",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
@@ -54,7 +57,7 @@ DOORS = {
     "torch.export": {"trace.export"},
     "matplotlib": {
         *(f"plot.{name}" for name in ("calibration", "curves", "matchings", "spec", "style", "surfaces", "trends")),
-        *("spec", "curves", "align"),  # these name types only
+        *("spec", "curves", "surface", "align"),  # these name types only
     },
     "scipy": {"matching.assignment"},
     "networkx": {"matching.blocks", "explain"},

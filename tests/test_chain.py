@@ -1,0 +1,102 @@
+"""Polygonal chains between models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+import pytest
+import torch
+from paths import Tied, inputs, net, targets, weightless
+from torch import nn
+
+from autoperm import interpolate, interpolate_chain
+from autoperm.errors import ArchitectureError, WeightsError
+from autoperm.evaluate import Evaluator
+
+
+@pytest.mark.parametrize("path", ["lerp", "slerp"])
+def test_the_legs_of_a_chain_are_lines(path: Literal["lerp", "slerp"]) -> None:
+    models = [net(seed) for seed in range(4)]
+    evaluate = Evaluator.from_tensors(inputs(), targets())
+    chain = interpolate_chain(models, evaluate, points=4, path=path)
+    assert chain.nodes == (0.0, 1 / 3, 2 / 3, 1.0)
+    assert len(chain.lam) == 10
+    for leg, a, b in zip(chain.legs, models, models[1:], strict=False):
+        line = interpolate(a, b, evaluate, points=4, path=path)
+        assert leg.metrics == line.metrics
+        assert leg.lam == pytest.approx(line.lam)
+    assert chain.barrier() == max(leg.barrier() for leg in chain.legs)
+
+
+def test_a_chain_of_two_is_a_path_and_nodes_are_evaluated_once() -> None:
+    evaluate = Evaluator.from_tensors(inputs(), targets())
+    assert interpolate_chain([net(0), net(1)], evaluate, points=5) == interpolate(net(0), net(1), evaluate, points=5)
+    calls: list[nn.Module] = []
+    interpolate_chain([net(0)] * 3, lambda model: calls.append(model) or {"loss": 0.0}, points=4)  # type: ignore[func-returns-value]
+    assert len(calls) == 7
+
+
+class Noting:
+    """A renormaliser that notes the weights it is called with."""
+
+    def __init__(self) -> None:
+        self.models: list[nn.Module] = []
+        self.weights: list[tuple[float, ...]] = []
+
+    def bind(self, models: Sequence[nn.Module], /) -> Callable[[nn.Module, Sequence[float]], nn.Module]:
+        self.models = list(models)
+
+        def note(model: nn.Module, weights: Sequence[float]) -> nn.Module:
+            self.weights.append(tuple(weights))
+            return model
+
+        return note
+
+
+def test_what_renormalises_is_told_the_weights() -> None:
+    models, noting = [net(seed) for seed in range(3)], Noting()
+    interpolate_chain(models, weightless, points=3, renormalize=noting)
+    assert noting.models == models
+    assert noting.weights == [(1, 0, 0), (0.5, 0.5, 0), (0, 1, 0), (0, 0.5, 0.5), (0, 0, 1)]
+
+
+def test_one_of_many_models_is_named() -> None:
+    for odd, error, message in (
+        (
+            net(2).float(),
+            ArchitectureError,
+            r"model 0 \(A\) and model 2 \(B\)[\s\S]*torch\.float64 in A, torch\.float32",
+        ),
+        (net(2).to("meta"), ArchitectureError, r"model 0 \(A\) and model 2 \(B\)[\s\S]*on cpu in A, on meta in B"),
+        (nn.Sequential(*list(net(2))[:-1]), ArchitectureError, r"model 2 \(B\)[\s\S]*4\.weight: only in A"),
+    ):
+        with pytest.raises(error, match=message):
+            interpolate_chain([net(0), net(1), odd], weightless)
+    broken = net(2)
+    nn.init.constant_(broken[0].bias, math.nan)  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match="model 2 has NaN"):
+        interpolate_chain([net(0), net(1), broken], weightless)
+    with pytest.raises(ArchitectureError, match=r"a copy of model 0 .* 'encode\.weight' in model 2"):
+        interpolate_chain([Tied(tied=True), Tied(tied=True), Tied(tied=False)], weightless)
+    for few in ([], [net(0)]):
+        with pytest.raises(ArchitectureError, match=f"2 models or more is needed, and got {len(few)}"):
+            interpolate_chain(few, weightless)
+    with pytest.raises(ArchitectureError, match="got one model"):
+        interpolate_chain(net(0), weightless)  # type: ignore[arg-type]
+
+
+def test_models_that_differ_in_buffers() -> None:
+    def masked(*values: int) -> nn.Module:
+        model = nn.Linear(2, 2)
+        model.register_buffer("table", torch.tensor(values))
+        return model
+
+    same = masked(0, 1)
+    with pytest.raises(ArchitectureError, match=r"table: torch\.int64, shape \(2,\)"):
+        interpolate(same, masked(1, 0), weightless)
+    with pytest.raises(ArchitectureError, match=r"model 0 \(A\) and model 2 \(B\)[\s\S]*table: torch\.int64"):
+        interpolate_chain([same, same, masked(1, 0)], weightless)
+    with pytest.raises(ArchitectureError, match="table: only in A"):
+        interpolate(same, nn.Linear(2, 2), weightless)
