@@ -68,6 +68,7 @@ def test_what_papers_compare_has_a_look_that_no_other_line_has() -> None:
         for one, other in combinations(found, 2):
             assert one.colour != other.colour
             assert (one.stroke, one.marker) != (other.stroke, other.marker), "in grey only these are left"
+    assert len({look.stroke for look in LOOKS.values()}) == len(LOOKS)
     assert {look.colour for look in LOOKS.values()} <= set(PALETTE)
 
 

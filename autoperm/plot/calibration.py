@@ -78,7 +78,7 @@ def _curve(axes: Axes, item: Reliability, look: Look, label: str) -> None:
     axes.plot(
         [x for x, _ in places],
         [y for _, y in places],
-        look.stroke,
+        linestyle=look.stroke,
         color=look.colour,
         linewidth=1.8,
         marker=look.marker,

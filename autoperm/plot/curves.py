@@ -137,7 +137,7 @@ def _line(axes: Axes, item: Curve, metric: str, look: Look, label: str, *, thin:
     axes.plot(
         item.lam,
         item.metrics[metric],
-        look.stroke,
+        linestyle=look.stroke,
         color=look.colour,
         linewidth=1.0 if thin else 2.0,
         label=None if thin else label or None,

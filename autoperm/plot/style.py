@@ -28,11 +28,15 @@ _HANDLE, _LETTER, _ROW = 0.72, 0.071, 0.21
 """Inches in a legend: a line or mark with what is around it, a letter, from row to row."""
 
 
+Stroke = str | tuple[float, tuple[float, ...]]
+"""How matplotlib names the dashes of a line."""
+
+
 class Look(NamedTuple):
-    """How a line is drawn. No two share colour and stroke, so that a print in grey can be read too."""
+    """How a line is drawn: in a print in grey the stroke and the marker are left."""
 
     colour: str
-    stroke: str
+    stroke: Stroke
     marker: str
 
 
@@ -40,12 +44,12 @@ LOOKS = {
     "naive": Look("#E69F00", "--", "o"),
     "aligned": Look("#0072B2", "-", "o"),
     "aligned + re-estimated": Look("#009E73", "-.", "s"),
-    "aligned + REPAIR": Look("#D55E00", "-.", "D"),
+    "aligned + REPAIR": Look("#D55E00", (0, (4, 1, 1, 1, 1, 1)), "D"),
     "ensemble": Look("#000000", ":", "^"),
 }
 """What papers compare looks the same in every figure."""
 
-_STROKES = ("-", "--", "-.", ":")
+_STROKES: tuple[Stroke, ...] = ("-", "--", "-.", ":")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 

@@ -104,7 +104,7 @@ _Face = dict[tuple[float, float, float], float]
 
 
 def _chosen(item: Surface, models: Sequence[int] | None) -> tuple[int, ...]:
-    count = len(item.weights[0])
+    count = item.models
     if models is None and count == 3:
         return (0, 1, 2)
     if models is None or len({*models}) != 3 or len(models) != 3 or not all(0 <= i < count for i in models):
@@ -122,7 +122,7 @@ def _face(item: Surface, metric: str, models: Sequence[int] | None, label: str) 
     if metric not in item.metrics:
         raise SpecError(f"{of} has no metric '{metric}'; it has " + ", ".join(f"'{m}'" for m in item.metrics))
     i, j, k = _chosen(item, models)
-    rest = [m for m in range(len(item.weights[0])) if m not in (i, j, k)]
+    rest = [m for m in range(item.models) if m not in (i, j, k)]
     face = {
         (point[i], point[j], point[k]): value
         for point, value in zip(item.weights, item.metrics[metric], strict=True)

@@ -99,7 +99,7 @@ def _line(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], look: L
     (line,) = axes.plot(
         x,
         [item.value for item in estimates],
-        look.stroke,
+        linestyle=look.stroke,
         color=look.colour,
         linewidth=2.0,
         marker=look.marker,
