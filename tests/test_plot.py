@@ -84,6 +84,8 @@ def test_training_and_test_share_a_panel() -> None:
     assert test.get_color() == train.get_color()
     assert explained(figure) == ["naive", "test", "train"]
     assert [axes.get_ylabel() for axes in plot.curve(both, metrics=["loss"]).axes] == ["loss"]
+    three = Curve(LAM, {**metrics, "loss": (0.0,) * 5})
+    assert [axes.get_ylabel() for axes in plot.curve(three).axes] == ["train loss", "accuracy", "test loss", "loss"]
     alone = plot.curve(both, metrics=["test loss"])
     assert [axes.get_ylabel() for axes in alone.axes] == ["test loss"]
     assert len(alone.axes[0].lines) == 1

@@ -128,7 +128,7 @@ def _panels(names: Sequence[str]) -> dict[str, list[str]]:
     for name in names:
         split, _, rest = name.partition(" ")
         pair = [f"{part} {rest}" for part in _SPLITS]
-        both = split in _SPLITS and all(part in names for part in pair)
+        both = split in _SPLITS and rest not in names and all(part in names for part in pair)
         panels[rest if both else name] = pair if both else [name]
     return panels
 
@@ -187,7 +187,7 @@ def _positions(axes: Axes, nodes: Sequence[float]) -> None:
     for node in nodes:
         axes.axvline(node, color="0.6", linewidth=0.6, zorder=0.5)
     axes.set_xticks(list(nodes), letters(len(nodes)))
-    axes.set_xlabel("models, and the straight paths between them")
+    axes.set_xlabel("models, and the paths between them")
 
 
 def _handles(axes: Axes, *, both: bool) -> list[Artist]:
