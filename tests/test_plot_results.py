@@ -145,6 +145,14 @@ def test_means_intervals_and_pairs_are_drawn() -> None:
     assert {to_hex(line.get_color()).upper() for line in means} == {"#E69F00", "#0072B2"}
 
 
+def test_many_places_on_a_logarithmic_scale_are_written_as_numbers() -> None:
+    figure = plot.trend([2**i for i in range(10)], {"naive": NAIVE * 5}, xlabel="width", log=True)
+    figure.canvas.draw()
+    written = {tick.get_text() for tick in figure.axes[0].get_xticklabels()}
+    assert written <= {f"{2.0**i:g}" for i in range(-9, 20)}
+    assert "16" in written
+
+
 def test_trends_that_cannot_be_drawn() -> None:
     with pytest.raises(SpecError, match="nothing to draw"):
         plot.trend([], {"naive": []}, xlabel="width")

@@ -114,8 +114,9 @@ def _axis(axes: Axes, x: Sequence[float], *, log: bool) -> None:
         return
     axes.set_xscale("log", base=2)
     axes.minorticks_off()
+    axes.xaxis.set_major_formatter("{x:g}")
     if len(x) <= 8:
-        axes.set_xticks(list(x), [f"{value:g}" for value in x])
+        axes.set_xticks(list(x))
 
 
 def _explained(estimates: Mapping[str, Sequence[Estimate]]) -> list[Artist]:
