@@ -60,8 +60,9 @@ def slerp(
         theta(lam) = sin((1 - lam) omega) / sin(omega) theta_A + sin(lam omega) / sin(omega) theta_B
 
     with the angle omega = arccos(<theta_A, theta_B> / (|theta_A| |theta_B|)), measured in double precision over all
-    floating and complex tensors at once. Ends are exact, integer and boolean tensors are taken from A. Vectors that
-    are parallel, or one of which is zero, are interpolated linearly, to which the formula tends.
+    floating and complex tensors at once; one that stands under two names counts twice. Ends are exact, integer and
+    boolean tensors are taken from A. Vectors that are parallel, or one of which is zero, are interpolated linearly, to
+    which the formula tends.
 
     Args:
         a: State dict of model A.

@@ -161,9 +161,9 @@ class Curve(Result):
         return figure
 
     def __str__(self) -> str:
-        """Show the ends, the quarters and the barriers in both definitions as a table."""
+        """Show the models, the quarters and the barriers in both definitions as a table."""
         last = len(self.lam) - 1
-        rows = sorted({round(last * quarter / 4) for quarter in range(5)})
+        rows = sorted({round(last * quarter / 4) for quarter in range(5)} | {*map(self.lam.index, self.nodes)})
         widths = {name: max(12, len(name) + 2) for name in self.metrics}
         lines = [_row("lam", {name: name for name in widths}, widths)]
         for i in rows:

@@ -20,12 +20,7 @@ Loss = Callable[[Any, Any], Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """What a model gives for all samples of a loader, on the CPU.
-
-    Attributes:
-        outputs: samples along the first axis.
-        targets: likewise.
-    """
+    """What a model gives for all samples of a loader, and the targets, on the CPU: samples along the first axis."""
 
     outputs: Tensor
     targets: Tensor
@@ -44,7 +39,7 @@ class Evaluator:
     whose largest output is the target (top-1).
 
     The model runs in eval mode, without gradients, on its own device, and once for each batch whatever the number of
-    metrics. Its modes are as before afterwards.
+    metrics. Then its modes are as before.
 
     Attributes:
         data: Batches ``(input, target)``; or several such loaders by name, such as ``{"train": ..., "test": ...}``,
@@ -83,9 +78,7 @@ class Evaluator:
             if name == "loss" or not isinstance(name, str):
                 raise EvaluationError(f"a metric is called {name!r}; give the loss as loss=, and others under a name")
             if not isinstance(metric, Metric) and not callable(metric):
-                raise EvaluationError(
-                    f"metric '{name}' is a {type(metric).__name__}; give a function f(output, target) or a Metric"
-                )
+                raise EvaluationError(f"metric '{name}' is a {type(metric).__name__}; give a function or a Metric")
 
     @property
     def loaders(self) -> Mapping[str, Iterable[Any]]:
@@ -113,13 +106,12 @@ class Evaluator:
         Args:
             inputs: Inputs, samples along the first axis.
             targets: Targets, samples along the first axis.
-            loss: The loss, by default the cross entropy of logits.
+            loss: See :class:`Evaluator`; likewise ``metrics``.
             metrics: Other metrics by name.
             batch_size: Samples per batch.
 
         Raises:
-            EvaluationError: If there are no samples, the numbers of inputs and targets differ or the batch size
-                is less than 1.
+            EvaluationError: If the numbers of inputs and targets differ, or the batch size is less than 1.
 
         Example:
             >>> evaluate = Evaluator.from_tensors(torch.ones(5, 2), torch.zeros(5, 2), loss=nn.MSELoss())
@@ -142,7 +134,7 @@ class Evaluator:
         Args:
             model: The model, on any device; it is not changed.
         """
-        return self._evaluate(model, {})
+        return self.same_data()(model)
 
     def same_data(self) -> Callable[[nn.Module], dict[str, float]]:
         """Return a function that evaluates like this, and fails if a loader yields less or more than at its first call.
@@ -150,7 +142,12 @@ class Evaluator:
         Paths are evaluated with it: a point that saw other data than the first one cannot be compared with it.
         """
         seen: dict[str, int] = {}
-        return lambda model: self._evaluate(model, seen)
+
+        def evaluate(model: nn.Module) -> dict[str, float]:
+            with evaluating(model), torch.no_grad():
+                return self._measure({split: _run(model, loader) for split, loader in self.loaders.items()}, seen)
+
+        return evaluate
 
     def predict(self, model: nn.Module) -> dict[str, Predictions]:
         """Return what a model gives for each of the :attr:`loaders`, to be scored later.
@@ -167,23 +164,15 @@ class Evaluator:
         """Return the metrics of outputs that are there already, such as those of an ensemble.
 
         Args:
-            predictions: outputs and targets by the names of the :attr:`loaders`. Each loader's are measured as one
-                batch.
+            predictions: by the names of the :attr:`loaders`. Those of a loader are measured as one batch.
 
         Raises:
             EvaluationError: if the names are others.
         """
         if predictions.keys() != self.loaders.keys():
-            raise EvaluationError(
-                f"predictions are for the data {', '.join(map(repr, predictions))}, but the evaluator has "
-                f"{', '.join(map(repr, self.loaders))}"
-            )
+            raise EvaluationError(f"predictions are for {[*predictions]}, but the evaluator has {[*self.loaders]}")
         with torch.no_grad():
             return self._measure({split: [(each.outputs, each.targets)] for split, each in predictions.items()}, {})
-
-    def _evaluate(self, model: nn.Module, seen: dict[str, int]) -> dict[str, float]:
-        with evaluating(model), torch.no_grad():
-            return self._measure({split: _run(model, loader) for split, loader in self.loaders.items()}, seen)
 
     def _all(self) -> dict[str, Metric]:
         named = {"loss": self.loss, "accuracy": top(1), **(self.metrics or {})}
@@ -234,16 +223,14 @@ def predict(model: nn.Module, loader: Iterable[Any]) -> Predictions:
     check_readable(loader)
     with evaluating(model), torch.no_grad():
         batches = [(logits(output).cpu(), target.cpu()) for output, target in _run(model, loader)]
-    if sum(samples_in(target) for _, target in batches) == 0:
+    if sum(len(target) for _, target in batches) == 0:
         raise EvaluationError("the loader yielded no samples, so there is nothing to predict")
     outputs, targets = zip(*batches, strict=True)
     try:
         return Predictions(torch.cat(outputs), torch.cat(targets))
     except RuntimeError as error:
-        raise EvaluationError(
-            f"the batches do not fit together: outputs have shapes {_shapes(outputs)}, targets {_shapes(targets)}; pad "
-            "them to one length"
-        ) from error
+        shapes = sorted({tuple(tensor.shape) for tensor in outputs})
+        raise EvaluationError(f"the batches do not fit together, with outputs of shapes {shapes}; pad them") from error
 
 
 def call(model: nn.Module, inputs: Any) -> Any:
@@ -261,15 +248,12 @@ def _run(model: nn.Module, loader: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
     device = device_of(model)
     for batch in loader:
         inputs, target = pair(to_device(batch, device))
+        samples_in(target)  # before the work, and the error in it that a target of no tensor would cause
         yield call(model, inputs), target
 
 
 def _named(split: str, name: str) -> str:
     return f"{split} {name}" if split else name
-
-
-def _shapes(tensors: Iterable[Tensor]) -> str:
-    return ", ".join(str(shape) for shape in dict.fromkeys(tuple(tensor.shape) for tensor in tensors))
 
 
 @contextmanager

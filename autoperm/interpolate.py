@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from .curves import Curve
-from .errors import SpecError
+from .errors import ArchitectureError, SpecError
 from .renormalize import Renormalizer, get_renormalizer
 from .resume import Journal, described, digest
 from .state import tensors
 from .surface import Surface
-from .walk import Evaluate, Shape, Stop, walk
+from .walk import Evaluate, Route, Stop, walk
 
 
 def interpolate(
@@ -23,7 +23,7 @@ def interpolate(
     evaluate: Evaluate,
     *,
     points: int = 25,
-    path: Shape = "lerp",
+    path: Route = "lerp",
     renormalize: str | Renormalizer | None = None,
     data: Iterable[Any] | None = None,
     higher_is_better: Collection[str] | None = None,
@@ -99,7 +99,7 @@ def interpolate_chain(
     evaluate: Evaluate,
     *,
     points: int = 25,
-    path: Shape = "lerp",
+    path: Route = "lerp",
     renormalize: str | Renormalizer | None = None,
     data: Iterable[Any] | None = None,
     higher_is_better: Collection[str] | None = None,
@@ -140,7 +140,7 @@ def interpolate_chain(
         >>> chain.metrics["loss"]
         (0.0, 0.25, 1.0, 0.0, 1.0)
     """
-    _check_names(higher_is_better)
+    _check_lists(models, higher_is_better)
     if points < 2:
         raise SpecError(f"points is {points}, but a path needs at least its 2 ends")
     renormalizer = get_renormalizer(renormalize, data)
@@ -151,7 +151,7 @@ def interpolate_chain(
         models,
         [Stop(f"lam = {lam:.4g}", _on_chain(i, points - 1, len(models))) for i, lam in enumerate(lams)],
         evaluate,
-        shape=path,
+        route=path,
         renormalizer=renormalizer,
         journal=_journal(resume, models, renormalizer, path=path, points=points, result="Curve"),
         progress=progress,
@@ -209,10 +209,10 @@ def interpolate_simplex(
         {'weight 0': 0.0, 'weight 1': 0.0, 'weight 2': 1.0, 'loss': 1.0}
 
     Reference:
-        Ainsworth, Hayase and Srinivasa, "Git Re-Basin: Merging Models modulo Permutation Symmetries",
-        arXiv 2209.04836 (2023), Appendix: models merged in one basin.
+        Benton, Maddox, Lotfi and Wilson, "Loss Surface Simplexes for Mode Connecting Volumes and Fast Ensembling",
+        arXiv 2102.13042 (2021), for simplices of low loss.
     """
-    _check_names(higher_is_better)
+    _check_lists(models, higher_is_better)
     if steps < 1:
         raise SpecError(f"steps is {steps}, but an edge has at least 1")
     renormalizer = get_renormalizer(renormalize, data)
@@ -221,7 +221,7 @@ def interpolate_simplex(
         models,
         [Stop(f"weights ({', '.join(f'{weight:.4g}' for weight in each)})", each) for each in weights],
         evaluate,
-        shape="lerp",
+        route="lerp",
         renormalizer=renormalizer,
         journal=_journal(resume, models, renormalizer, steps=steps, result="Surface"),
         progress=progress,
@@ -262,7 +262,9 @@ def _journal(
     return begin
 
 
-def _check_names(higher_is_better: Collection[str] | None) -> None:
+def _check_lists(models: object, higher_is_better: object) -> None:
+    if isinstance(models, nn.Module):
+        raise ArchitectureError("a list of 2 models or more is needed, and got a model")
     if isinstance(higher_is_better, str):
         raise SpecError(f"higher_is_better is the string '{higher_is_better}'; give a tuple: ('{higher_is_better}',)")
 

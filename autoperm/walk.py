@@ -23,10 +23,10 @@ from .state import check_finite, check_same_indices, interpolates, tensors
 Evaluate = Callable[[nn.Module], Mapping[str, float | Tensor]]
 """``evaluate(model)``: metrics by name, each a number."""
 
-Shape = Literal["lerp", "slerp"]
+Route = Literal["lerp", "slerp"]
 """How the path from one model to another runs: straight, or along an arc."""
 
-SHAPES: tuple[Shape, ...] = ("lerp", "slerp")
+ROUTES: tuple[Route, ...] = ("lerp", "slerp")
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Walker:
 
     Args:
         models: Two models or more of one architecture; they are not changed.
-        shape: How the path from one to another runs. Of three or more the mean is always linear.
+        route: How the path from one to another runs. Of three or more the mean is always linear.
 
     Raises:
         ArchitectureError: If the models differ in names, shapes, dtypes, devices, index tables or tied weights.
@@ -64,13 +64,12 @@ class Walker:
         5.0
     """
 
-    def __init__(self, models: Sequence[nn.Module], shape: Shape = "lerp") -> None:
-        if isinstance(models, nn.Module):
-            raise ArchitectureError("a list of models is needed, and got one model")
+    def __init__(self, models: Sequence[nn.Module], route: Route = "lerp") -> None:
         self._states = [tensors(model) for model in models]
         self._check()
         parameters = {name for name, _ in models[0].named_parameters(remove_duplicate=False)}
-        self._arc = parameters if shape == "slerp" else set()
+        # A dictionary keeps its order, so that the sum over all weights is the same in every process.
+        self._arc = dict.fromkeys(name for name in self._states[0] if name in parameters and route == "slerp")
         self._angles: dict[tuple[int, int], float] = {}
         self._model = copy_model(models[0])
         self._in_place = _only_copies(self._model)
@@ -115,7 +114,7 @@ class Walker:
 
     def _angle(self, i: int, j: int) -> float:
         if (i, j) not in self._angles:
-            self._angles[i, j] = angle(self._states[i], self._states[j], self._arc & self._states[i].keys())
+            self._angles[i, j] = angle(self._states[i], self._states[j], self._arc)
         return self._angles[i, j]
 
     def _check(self) -> None:
@@ -144,7 +143,7 @@ def walk(
     stops: Sequence[Stop],
     evaluate: Evaluate,
     *,
-    shape: Shape,
+    route: Route,
     renormalizer: Renormalizer | None,
     journal: Callable[[], Journal] | None,
     progress: bool,
@@ -155,7 +154,7 @@ def walk(
         models: See :class:`Walker`.
         stops: The points.
         evaluate: A function model -> dict of metrics.
-        shape: See :class:`Walker`.
+        route: See :class:`Walker`.
         renormalizer: What is done to the model at every point before it is evaluated.
         journal: Opens a file where finished points are kept. Points that are in it are not evaluated again.
         progress: Whether to show a progress bar.
@@ -163,11 +162,11 @@ def walk(
     Raises:
         EvaluationError: If ``evaluate`` returns something other than finite numbers by name, or other names at some
             points; the message says at which.
-        SpecError: If there is no such shape.
+        SpecError: If there is no such route.
     """
-    if shape not in SHAPES:
-        raise SpecError(f"there is no path '{shape}'; choose from {_quoted(SHAPES)}")
-    walker = Walker(models, shape)
+    if route not in ROUTES:
+        raise SpecError(f"there is no path '{route}'; choose from {_quoted(ROUTES)}")
+    walker = Walker(models, route)
     kept = None if journal is None else journal()
     rows = [] if kept is None else kept.rows[: len(stops)]
     finish = renormalizer.bind(models) if renormalizer is not None and len(rows) < len(stops) else None

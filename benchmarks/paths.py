@@ -1,13 +1,15 @@
 """What a path costs beside its forward passes alone: ``python benchmarks/paths.py``.
 
-For each model the 25 points of a path are evaluated by ``interpolate``, and the same batches go 25 times through model A and
-its loss in a plain loop. Both are repeated in turn, in one process, on one core; the table has medians of processor time.
-Memory is how far the resident memory rises above that of the two models while a path is walked, in sizes of a model.
+For each model the 25 points of a path are evaluated by ``interpolate``, and the same batches go 25 times through model
+A and its loss in a plain loop. Both are repeated in turn, in one process, on one core; the table has medians of
+processor time. The last columns compare the size of a model with how far the resident memory rises while a path is
+walked, above that of the two models.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
@@ -51,7 +53,7 @@ def sentences(seed: int) -> Tensor:
 CASES = {
     "mlp": Case("MLP 3x512, 4,000 samples in batches of 500", mlp, noise(500, 784), 10, 8),
     "resnet20": Case("ResNet20, 200 images of 32x32 in batches of 100", ResNet20, noise(100, 3, 32, 32), 10, 2),
-    "vit": Case("ViT-S/16, 2 images of 224x224 in one batch", ViT, noise(2, 3, 224, 224), 1000, 1),
+    "vit": Case("ViT-S/16, 4 images of 224x224 in one batch", ViT, noise(4, 3, 224, 224), 1000, 1),
     "gpt2": Case("GPT-2 of 3 layers, 32 sentences of 64 tokens in batches of 8", transformer, sentences, 4000, 4),
 }
 
@@ -98,7 +100,8 @@ def times(case: Case, repeats: int) -> tuple[list[float], list[float]]:
     def path() -> None:
         autoperm.interpolate(a, b, evaluate, points=POINTS)
 
-    forward(a, batches)
+    if not math.isclose(forward(a, batches), evaluate(a)["loss"], rel_tol=1e-5):
+        raise SystemExit(f"{case.title}: the plain loop computes another loss than the evaluator")
     found: dict[Callable[[], None], list[float]] = {alone: [], path: []}
     for i in range(repeats):
         for function in (alone, path) if i % 2 else (path, alone):
@@ -112,24 +115,28 @@ def resident(field: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def peak(case: Case) -> float:
-    """Return how far resident memory rises while a path is walked and nothing is evaluated, in sizes of the model."""
+def rise(case: Case) -> float:
+    """Return how many bytes the resident memory rises by while a path is walked and nothing is evaluated."""
     a, b = pair(case)
-    size = sum(tensor.numel() * tensor.itemsize for tensor in a.state_dict().values())
     autoperm.interpolate(*(nn.Linear(2, 2) for _ in "ab"), lambda model: {"loss": 0.0}, points=2)  # loads libraries
     Path("/proc/self/clear_refs").write_text("5")  # the peak is measured from here
     before = resident("VmRSS")
     autoperm.interpolate(a, b, lambda model: {"loss": 0.0}, points=POINTS)
-    return (resident("VmHWM") - before) / size
+    return resident("VmHWM") - before
 
 
-def copies(name: str) -> str:
-    """Return what :func:`peak` says in a process whose freed memory goes back at once; nothing where there is no Linux."""
+def memory(name: str) -> str:
+    """Return what :func:`rise` says in a process that gives freed memory back at once; nothing but on Linux."""
     if not Path("/proc/self/clear_refs").exists():
         return ""
-    call = [sys.executable, __file__, "--peak", name]
+    call = [sys.executable, __file__, "--rise", name]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
-    return subprocess.run(call, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+    return megabytes(float(subprocess.run(call, capture_output=True, text=True, check=True, env=environment).stdout))
+
+
+def megabytes(size: float) -> str:
+    """Write a number of bytes."""
+    return f"{size / 1e6:.1f}"
 
 
 def row(name: str, repeats: int) -> list[str]:
@@ -138,7 +145,9 @@ def row(name: str, repeats: int) -> list[str]:
     alone, path = times(case, repeats)
     ratio = statistics.median(p / f for p, f in zip(path, alone, strict=True))
     middle = [statistics.median(each) for each in (alone, path)]
-    return [case.title, *(f"{each:.2f}" for each in middle), f"{ratio:.3f}", copies(name)]
+    model = case.build()
+    size = sum(tensor.numel() * tensor.itemsize for tensor in (*model.parameters(), *model.buffers()))
+    return [case.title, *(f"{each:.2f}" for each in middle), f"{ratio:.3f}", megabytes(size), memory(name)]
 
 
 def main() -> None:
@@ -147,13 +156,13 @@ def main() -> None:
     parser.add_argument("--cases", nargs="*", default=list(CASES), choices=list(CASES))
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--page", type=Path, help="a page to write the table into; it is printed too")
-    parser.add_argument("--peak", choices=list(CASES), help=argparse.SUPPRESS)
+    parser.add_argument("--rise", choices=list(CASES), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.peak is not None:
-        print(f"{peak(CASES[args.peak]):.2f}")
+    if args.rise is not None:
+        print(rise(CASES[args.rise]))
         return
-    head = ["model and data", "forward passes alone, s", "path, s", "ratio", "memory, models"]
+    head = ["model and data", "forward passes alone, s", "path, s", "ratio", "a model, MB", "memory, MB"]
     text = table(head, [row(name, args.repeats) for name in args.cases])
     print(text)
     if args.page is not None:

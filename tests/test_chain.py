@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 import torch
-from paths import Tied, inputs, net, targets, weightless
+from ends import Tied, inputs, net, targets, weightless
 from torch import nn
 
 from autoperm import interpolate, interpolate_chain
@@ -28,6 +28,12 @@ def test_the_legs_of_a_chain_are_lines(path: Literal["lerp", "slerp"]) -> None:
         assert leg.metrics == line.metrics
         assert leg.lam == pytest.approx(line.lam)
     assert chain.barrier() == max(leg.barrier() for leg in chain.legs)
+
+
+def test_the_table_of_a_chain_shows_its_models() -> None:
+    chain = interpolate_chain([net(seed) for seed in range(4)], weightless, points=9)
+    shown = [row.split()[0] for row in str(chain).splitlines()]
+    assert shown == ["lam", "0.00", "0.25", "0.33", "0.50", "0.67", "0.75", "1.00", "barrier", "mean", "chord"]
 
 
 def test_a_chain_of_two_is_a_path_and_nodes_are_evaluated_once() -> None:
@@ -83,8 +89,9 @@ def test_one_of_many_models_is_named() -> None:
     for few in ([], [net(0)]):
         with pytest.raises(ArchitectureError, match=f"2 models or more is needed, and got {len(few)}"):
             interpolate_chain(few, weightless)
-    with pytest.raises(ArchitectureError, match="got one model"):
-        interpolate_chain(net(0), weightless)  # type: ignore[arg-type]
+    for model in (net(0), nn.Linear(1, 1)):
+        with pytest.raises(ArchitectureError, match="got a model"):
+            interpolate_chain(model, weightless)  # type: ignore[arg-type]
 
 
 def test_models_that_differ_in_buffers() -> None:

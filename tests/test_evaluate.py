@@ -114,6 +114,15 @@ def test_inputs_in_a_dictionary_are_passed_by_name() -> None:
     assert Evaluator([({"pixels": [inputs]}, targets)])(Pick()) == Evaluator([(inputs, targets)])(nn.Identity())
 
 
+def test_batches_go_to_the_model_and_predictions_come_back() -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = nn.Linear(4, 4).double().to(device)
+    evaluate = Evaluator([data()], metrics={"top-2": top(2), "perplexity": perplexity})
+    predictions = evaluate.predict(model)
+    assert predictions[""].outputs.device == predictions[""].targets.device == torch.device("cpu")
+    assert evaluate.score(predictions) == pytest.approx(evaluate(model), rel=1e-12)
+
+
 def test_the_device_of_a_model_is_that_of_its_tensors() -> None:
     assert device_of(nn.Linear(1, 1, device="meta")) == torch.device("meta")
     assert device_of(nn.BatchNorm1d(1, affine=False, device="meta")) == torch.device("meta")
@@ -240,7 +249,7 @@ def test_predictions_are_scored_as_the_model_is() -> None:
     assert evaluate.score(predictions) == pytest.approx(evaluate(nn.Identity()), rel=1e-12)
     torch.testing.assert_close(predictions["test"].outputs, data(5)[0])
     torch.testing.assert_close(predictions["test"].targets, data(5)[1])
-    with pytest.raises(EvaluationError, match=r"for the data '', but the evaluator has 'train', 'test'"):
+    with pytest.raises(EvaluationError, match=r"for \[''\], but the evaluator has \['train', 'test'\]"):
         evaluate.score({"": Predictions(*data())})
 
 
@@ -249,6 +258,8 @@ def data_loader(samples: int) -> DataLoader[tuple[Tensor, ...]]:
 
 
 def test_predict_checks_its_batches() -> None:
+    with pytest.raises(EvaluationError, match="target is a int"):
+        predict(nn.Identity(), [(torch.zeros(2, 2), 1)])
     with pytest.raises(EvaluationError, match="nothing to predict"):
         predict(nn.Identity(), [])
     ragged = [(torch.zeros(1, 2, 3), torch.zeros(1, 2)), (torch.zeros(1, 4, 3), torch.zeros(1, 4))]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from paths import inputs, net, targets
+from ends import inputs, net, targets
 from torch import Tensor, nn
 
 from autoperm import Curve, ReestimateBatchNorm, interpolate, interpolate_chain, interpolate_simplex

@@ -10,9 +10,9 @@ from typing import Literal
 
 import pytest
 import torch
+from ends import inputs, net, targets, weightless
 from hypothesis import given
 from hypothesis import strategies as st
-from paths import inputs, net, targets, weightless
 from torch import Tensor, nn
 
 from autoperm import Surface, average, interpolate, interpolate_simplex
