@@ -21,13 +21,23 @@ from .align import align as align
 from .align_many import ManyAlignment as ManyAlignment
 from .align_many import align_many as align_many
 from .barriers import Estimate as Estimate
+from .barriers import mean_barrier as mean_barrier
 from .batch_norm import renormalize_batch_norm as renormalize_batch_norm
 from .blend import average as average
 from .blend import lerp as lerp
 from .blend import slerp as slerp
 from .calibration import Reliability as Reliability
+from .calibration import reliability as reliability
+from .compare import Comparison as Comparison
+from .compare import compare as compare
+from .correction import Corrected as Corrected
+from .correction import correct_prior as correct_prior
+from .correction import fit_bias as fit_bias
+from .correction import fit_temperature as fit_temperature
 from .curves import Curve as Curve
 from .discover import discover as discover
+from .ensemble import Ensemble as Ensemble
+from .ensemble import ensemble_curve as ensemble_curve
 from .errors import AutopermError as AutopermError
 from .evaluate import Evaluator as Evaluator
 from .evaluate import Predictions as Predictions
@@ -55,6 +65,8 @@ from .matching import graduated_assignment as graduated_assignment
 from .matching import greedy_matching as greedy_matching
 from .matching import identity_matching as identity_matching
 from .matching import weight_matching as weight_matching
+from .merge import Merged as Merged
+from .merge import merge as merge
 from .metrics import Metric as Metric
 from .metrics import perplexity as perplexity
 from .metrics import top as top
@@ -67,5 +79,9 @@ from .rules import register as register
 from .spec import Factor as Factor
 from .spec import PermutationSpec as PermutationSpec
 from .surface import Surface as Surface
+from .transfer import Transferred as Transferred
+from .transfer import add_task_vectors as add_task_vectors
+from .transfer import task_vector as task_vector
+from .transfer import transfer as transfer
 
 __version__ = version("autoperm")

@@ -132,14 +132,31 @@ def average(states: Sequence[Mapping[str, Tensor]], weights: Sequence[float] | N
         increasing inference time", arXiv 2203.05482 (2022).
     """
     check_same_architectures(states)
-    given = [1.0] * len(states) if weights is None else [float(weight) for weight in weights]
-    if len(given) != len(states):
-        raise SpecError(f"there are {len(given)} weights for {len(states)} models; give one for each")
+    shares = barycentric(weights, len(states))
+    return _new(states[0], lambda out, name: mean_into(out, [state[name] for state in states], shares))
+
+
+def barycentric(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    """Return weights divided by their sum; equal ones if there are none.
+
+    Args:
+        weights: One for each model, not negative.
+        count: How many models there are.
+
+    Raises:
+        SpecError: If the weights are not one for each, or negative, not finite or all zero.
+
+    Example:
+        >>> barycentric((1, 1, 2), 3)
+        (0.25, 0.25, 0.5)
+    """
+    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    if len(given) != count:
+        raise SpecError(f"there are {len(given)} weights for {count} models; give one for each")
     total = sum(given)
     if not all(math.isfinite(weight) and weight >= 0.0 for weight in given) or total == 0.0:
         raise SpecError(f"the weights of a mean must not be negative, nor all 0, but are {tuple(given)}")
-    shares = [weight / total for weight in given]
-    return _new(states[0], lambda out, name: mean_into(out, [state[name] for state in states], shares))
+    return tuple(weight / total for weight in given)
 
 
 def taken_from_first(state: Mapping[str, Tensor]) -> tuple[str, ...]:

@@ -141,6 +141,34 @@ def get_many_matcher(
     return ToReference(get_matcher(matcher, data=data, loss=loss, progress=progress))
 
 
+def takes(name: str, option: str) -> bool:
+    """Whether the matcher of a name takes ``data`` or ``loss``.
+
+    Raises:
+        MatcherError: for a name that no matcher has.
+
+    Example:
+        >>> takes("activation", "data"), takes("weight", "data")
+        (True, False)
+    """
+    entries = {**_MANY_MATCHERS, **_MATCHERS}
+    if name not in entries:
+        raise _unknown(name, entries)
+    return option in entries[name].takes
+
+
+def is_for_many(matcher: object) -> bool:
+    """Whether a matcher, or the one of a name, matches many models at once.
+
+    Example:
+        >>> is_for_many("universe"), is_for_many("weight")
+        (True, False)
+    """
+    return (
+        matcher in _MANY_MATCHERS if isinstance(matcher, str) else isinstance(matcher, ManyMatcher | ManyModelMatcher)
+    )
+
+
 def bind(matcher: AnyMatcher, model_a: nn.Module, model_b: nn.Module) -> Matcher:
     """Return a matcher of tensors: one that runs models gets these."""
     return matcher.bind(model_a, model_b) if isinstance(matcher, ModelMatcher) else matcher

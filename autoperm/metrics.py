@@ -130,6 +130,31 @@ def classifies(output: Any, target: Any) -> bool:
     return scores.ndim == 2 and target.shape == scores.shape[:1] and _counts(target)
 
 
+def labelled(output: Any, target: Any) -> tuple[Tensor, Tensor]:
+    """Return the values of the classes, of shape (items, classes) and in float64, and the true classes, on the CPU.
+
+    Outputs and targets are as for :func:`cross_entropy`; items whose target is -100 are left out.
+
+    Raises:
+        EvaluationError: if the shapes do not fit, a target is no class, a value is not finite, or nothing is left.
+
+    Example:
+        >>> labelled(torch.zeros(1, 2, 3), torch.tensor([[2, -100]]))
+        (tensor([[0., 0., 0.]], dtype=torch.float64), tensor([2]))
+    """
+    scores, classes = _items(output, target)
+    scores, classes = scores.detach().double().cpu(), classes.long().cpu()
+    scores, classes = scores[classes != IGNORED], classes[classes != IGNORED]
+    if not len(classes):
+        raise EvaluationError("there are no items, or all targets are left out")
+    low, high, count = int(classes.min()), int(classes.max()), scores.shape[1]
+    if low < 0 or high >= count:
+        raise EvaluationError(f"the targets are from {low} to {high}, but the outputs have {count} classes, from 0")
+    if bool(scores.isnan().any()) or bool(scores.isposinf().any()):
+        raise EvaluationError("the outputs have NaN or infinite values")
+    return scores, classes
+
+
 def checked(name: str, value: float) -> float:
     """Return a metric's value if it is finite.
 

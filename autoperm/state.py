@@ -65,6 +65,33 @@ def check_same_architecture(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) ->
         )
 
 
+def check_alike(models: Mapping[str, nn.Module]) -> None:
+    """Check that models have the architecture and the index tables of the first one, and finite weights.
+
+    Args:
+        models: by what the message calls them.
+
+    Raises:
+        ArchitectureError: If names, shapes, dtypes, devices or index tables differ; the message says whose.
+        WeightsError: If weights are NaN or infinite.
+
+    Example:
+        >>> check_alike({"model 0": nn.Linear(2, 3), "model 1": nn.Linear(2, 3).double()})
+        Traceback (most recent call last):
+        autoperm.errors.ArchitectureError: model 1 (B) does not fit model 0 (A): model A and model B do not have ...
+    """
+    states = {which: tensors(model) for which, model in models.items()}
+    (first, like), *others = states.items()
+    for which, state in others:
+        try:
+            check_same_architecture(like, state)
+            check_same_indices(like, state)
+        except ArchitectureError as error:
+            raise ArchitectureError(f"{which} (B) does not fit {first} (A): {error}") from error
+    for which, state in states.items():
+        check_finite(state, which)
+
+
 def check_same_indices(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
     """Check that integer and boolean tensors with more than one element are equal in both state dicts.
 

@@ -177,7 +177,7 @@ def walk(
             point = walker.to(stop.weights)
             if finish is not None:
                 point = finish(point, stop.weights).eval()
-            row = _numbers(measure(point))
+            row = numbers(measure(point))
         except EvaluationError as error:
             raise EvaluationError(f"at {stop.place}: {error}") from error
         if rows and row.keys() != rows[0].keys():
@@ -212,23 +212,31 @@ def _alike(x: Tensor, y: Tensor) -> bool:
     return x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
 
 
-def _numbers(metrics: object) -> dict[str, float]:
-    """Check what a user's function returned, and convert it to plain numbers."""
+def numbers(metrics: object) -> dict[str, float]:
+    """Check what a user's function returned, and convert it to plain numbers.
+
+    Raises:
+        EvaluationError: If it is anything but a dictionary of finite numbers by name.
+
+    Example:
+        >>> numbers({"loss": torch.tensor(0.5), "samples": 3})
+        {'loss': 0.5, 'samples': 3.0}
+    """
     if not is_mapping(metrics):
         raise EvaluationError(
             f"evaluate returned {_short(metrics)}, but must return a dictionary of numbers, such as {{'loss': 0.5}}"
         )
     if not metrics:
         raise EvaluationError("evaluate returned an empty dictionary; return at least one metric, such as 'loss'")
-    numbers: dict[str, float] = {}
+    found: dict[str, float] = {}
     for name, value in metrics.items():
         if not isinstance(name, str):
             raise EvaluationError(f"evaluate returned a metric named {name!r}; the name must be a string")
         single = isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex()
         if not single and not isinstance(value, Real):
             raise EvaluationError(f"metric '{name}' is {_short(value)}; it must be a number, or a tensor of one")
-        numbers[name] = checked(name, float(value.detach() if isinstance(value, Tensor) else value))
-    return numbers
+        found[name] = checked(name, float(value.detach() if isinstance(value, Tensor) else value))
+    return found
 
 
 def _quoted(names: Iterable[str]) -> str:

@@ -18,7 +18,7 @@ LAYERS: list[set[str]] = [
     {"signature", "cutting", "state", "metrics", "copies", "structure", "results"},
     {"evaluate"},
     {"axes", "spec", "blend", "batch_norm", "curves", "resume"},
-    {"surface", "by_hand", "barriers", "calibration"},
+    {"surface", "by_hand", "barriers", "calibration", "correction", "ensemble", "selection"},
     {"presence", "layout", "report", "rules", "interchange", "rails"},
     {"permutation", "plot", "trace", "trees"},
     {"inputs"},
@@ -27,25 +27,27 @@ LAYERS: list[set[str]] = [
     {"activations", "explain", "probe"},
     {"renormalize"},
     {"walk"},
-    {"interpolate"},
+    {"interpolate", "compare"},
     {"matchers"},
     {"align"},
     {"align_many", "testing"},
+    {"merge"},
+    {"transfer"},
     {"__init__"},
 ]
 
 # Methods of a specification that hand over to a later layer import it when they are called.
 LATE = {
     ("spec", name) for name in ("by_hand", "interchange", "permutation", "equivalence", "report", "plot", "explain")
-} | {("curves", "plot"), ("surface", "plot")}
+} | {("calibration", "plot"), ("curves", "plot"), ("surface", "plot")}
 
 TORCH_FREE = ["signature", "terms", "cutting", "axes", "presence"]
 
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
     "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "blend",
-    "batch_norm", "metrics", "evaluate", "curves", "surface", "resume", "barriers", "calibration", "plot", "perturb",
-    "probe", "testing",
+    "batch_norm", "metrics", "evaluate", "curves", "surface", "resume", "barriers", "calibration",
+    "correction", "ensemble", "selection", "plot", "perturb", "probe", "testing",
     "activations.moments", "activations.correspondence",
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
@@ -57,9 +59,9 @@ DOORS = {
     "torch.export": {"trace.export"},
     "matplotlib": {
         *(f"plot.{name}" for name in ("calibration", "curves", "matchings", "spec", "style", "surfaces", "trends")),
-        *("spec", "curves", "surface", "align"),  # these name types only
+        *("spec", "curves", "surface", "align", "calibration"),  # these name types only
     },
-    "scipy": {"matching.assignment"},
+    "scipy": {"barriers", "correction", "matching.assignment"},
     "networkx": {"matching.blocks", "explain"},
     "hypothesis": {"testing"},
 }
