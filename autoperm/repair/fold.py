@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from .layers import Layer
+from .statistics import Statistics, Target
 
 
 class Fold:
@@ -41,3 +42,19 @@ class Fold:
         self._weight.copy_(weight.double() * self.scale[self._channels])
         if self._bias is not None and bias is not None:
             self._bias.copy_((bias.double().flatten() * self.scale + self.shift).view_as(bias))
+
+    def towards(self, target: Target, found: Statistics) -> tuple[Tensor, Tensor]:
+        """Return scale and shift that take channels to their targets; those that do not vary are only shifted."""
+        alive = found.varies(self.dtype)
+        scale = torch.where(alive, target.deviation / torch.where(alive, found.deviation, 1.0), 1.0)
+        shift = target.mean - scale * found.mean
+        return scale, shift if self.shifts else torch.zeros_like(shift)
+
+    def error(self, target: Target, found: Statistics) -> float:
+        """Return how far channels are from their targets at most, relative to the target deviations."""
+        typical = target.mean.abs() + target.deviation.square().mean().sqrt()
+        unit = torch.where(target.varies(self.dtype), target.deviation, torch.where(typical > 0, typical, 1.0))
+        errors = (found.deviation - target.deviation).abs() / unit * found.varies(self.dtype)
+        if self.shifts:
+            errors = torch.maximum(errors, (found.mean - target.mean).abs() / unit)
+        return float(errors.max())

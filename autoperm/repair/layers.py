@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..activations import Capture
 from ..errors import SpecError
-from ..graph import Call, Value
+from ..graph import Call, Graph, Value
 from ..presence import Members
 from ..rules import only_moves, op_name
 from ..terms import CONSTANT, find
@@ -114,6 +114,21 @@ def find_layers(
         else:
             chosen.append(layer)
     return chosen, alone
+
+
+def in_levels(layers: Sequence[Layer], graph: Graph) -> list[list[Layer]]:
+    """Put layers together none of which gets anything from another, in the order in which they must be repaired."""
+    places = {layer.value: layer for layer in layers}
+    depth: dict[Value, int] = {}
+    levels: dict[int, list[Layer]] = {}
+    for call in graph.calls:
+        below = max((depth.get(value, 0) for value in call.operands()), default=0)
+        for value in call.results:
+            if value in places:
+                levels.setdefault(below, []).append(places[value])
+            if value is not None:
+                depth[value] = below + (value in places)
+    return [levels[number] for number in sorted(levels)]
 
 
 def _fits(layer: Layer, patterns: Iterable[str]) -> bool:

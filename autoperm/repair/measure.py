@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -17,6 +18,14 @@ from .layers import Layer
 from .statistics import Statistics
 
 Measured = Mapping[Layer, Statistics]
+
+Act = Callable[[int, Layer, Tensor, Statistics], None]
+"""What is done with the number of a batch, a layer, what it computes, which may be written to, and the statistics of
+that."""
+
+
+class _Enough(BaseException):
+    """Ends a run of which enough was seen; a model that catches exceptions does not catch it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,31 +45,34 @@ class Runs:
     batches: int | None
 
     def measure(
-        self, model: nn.Module, act: Callable[[int, Layer, Tensor, Statistics], None] | None = None
+        self, model: nn.Module, layers: Sequence[Layer] | None = None, act: Act | None = None
     ) -> list[Measured]:
-        """Run a model on each batch, and return the statistics of each layer on each batch.
+        """Run a model on each batch, as far as needed, and return the statistics of layers on each batch.
 
         Args:
             model: in evaluation mode.
-            act: is called with the number of the batch, a layer, what it computes, which may be written to, and the
-                statistics of that.
+            layers: which to look at; all by default.
+            act: what to do with each of them.
 
         Raises:
             ActivationsError: if a layer computes something that is not finite.
             EvaluationError: if there are no batches.
         """
+        wanted = {layer.value: layer for layer in (self.layers if layers is None else layers)}
         found: list[Measured] = []
-        layers = {layer.value: layer for layer in self.layers}
         for number, batch in enumerate(islice(self.data, self.batches)):
             here: dict[Layer, Statistics] = {}
 
             def see(value: Value, tensor: Tensor, number: int = number, here: dict[Layer, Statistics] = here) -> None:
-                layer = layers[value]
+                layer = wanted[value]
                 here[layer] = _finite(Statistics.of(tensor, layer.axes), layer)
                 if act is not None:
                     act(number, layer, tensor, here[layer])
+                if len(here) == len(wanted):
+                    raise _Enough
 
-            self.capture.watch(model, batch, layers, see)
+            with suppress(_Enough):
+                self.capture.watch(model, batch, wanted, see)
             found.append(here)
         if not found:
             raise EvaluationError("the data has no batches, so there are no statistics")

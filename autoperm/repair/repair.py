@@ -29,7 +29,6 @@ class Repair:
         layers: which layers to repair.
         bias: what to do with layers that have no bias.
         tolerance: how near to the targets is near enough.
-        sweeps: how often to read the data at most.
 
     Example:
         >>> import torch
@@ -45,7 +44,6 @@ class Repair:
     layers: str | Sequence[str] | None = None
     bias: MissingBias = "error"
     tolerance: float = 1e-4
-    sweeps: int = 20
 
     def __post_init__(self) -> None:
         """Check what can be checked without a model."""
@@ -53,8 +51,6 @@ class Repair:
         check_choice(self.bias)
         if self.batches is not None and self.batches < 1:
             raise SpecError(f"batches is {self.batches}, but must be at least 1, or None to read all")
-        if self.sweeps < 2:
-            raise SpecError(f"sweeps is {self.sweeps}, but must be at least 2: one to repair and one to check")
         if not self.tolerance > 0:
             raise SpecError(f"tolerance is {self.tolerance}, but must be above 0")
 
@@ -77,7 +73,6 @@ class Repair:
             layers=layers,
             bias=self.bias,
             tolerance=self.tolerance,
-            sweeps=self.sweeps,
         )
 
 
@@ -91,7 +86,6 @@ def repair(
     layers: str | Sequence[str] | None = None,
     bias: MissingBias = "error",
     tolerance: float = 1e-4,
-    sweeps: int = 20,
 ) -> Repaired:
     r"""Give a model between others the means and standard deviations of its channels that theirs lead one to expect.
 
@@ -122,7 +116,6 @@ def repair(
             alone; ``"add"`` gives them a bias, so that the model has more parameters than the ends; ``"skip"`` leaves
             them alone.
         tolerance: how far means and deviations may be from the targets, relative to the target deviations.
-        sweeps: how often to read the data at most.
 
     Returns:
         The repaired model and how it was repaired.
@@ -152,5 +145,5 @@ def repair(
     if not ends:
         raise SpecError("there are no ends, whose statistics are the targets")
     check_same_architecture(tensors(ends[0]), tensors(model))
-    options = Repair(data, batches=batches, layers=layers, bias=bias, tolerance=tolerance, sweeps=sweeps)
+    options = Repair(data, batches=batches, layers=layers, bias=bias, tolerance=tolerance)
     return options.bind(ends).repair(copy_model(model), weights or [1 / len(ends)] * len(ends))

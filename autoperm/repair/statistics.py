@@ -51,8 +51,8 @@ class Statistics:
         return (self.squares / self.count).sqrt()
 
     def varies(self, dtype: torch.dtype) -> Tensor:
-        """Tell for each channel whether it varies, by more than what numbers of a type are rounded by."""
-        return self.deviation > 4 * torch.finfo(dtype).eps * self.mean.abs()
+        """Tell for each channel whether it varies; see :func:`varies`."""
+        return varies(self.mean, self.deviation, dtype)
 
     def __add__(self, other: Statistics) -> Statistics:
         """Return the statistics of both sets of samples, by the update of Chan, Golub and LeVeque (1982)."""
@@ -60,3 +60,49 @@ class Statistics:
         apart = other.mean - self.mean
         squares = self.squares + other.squares + apart.square() * (self.count * other.count / total)
         return Statistics(total, self.mean + apart * (other.count / total), squares)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What channels are to be like.
+
+    Attributes:
+        mean: of each channel.
+        deviation: the standard deviation of each channel.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    @staticmethod
+    def between(ends: Sequence[Statistics], weights: Sequence[float]) -> Target:
+        """Return the weighted means of what some models have.
+
+        Example:
+            >>> ends = [Statistics.of(torch.tensor(x), [1]) for x in ([[0.0], [2.0]], [[2.0], [8.0]])]
+            >>> Target.between(ends, [0.5, 0.5])
+            Target(mean=tensor([3.], dtype=torch.float64), deviation=tensor([2.], dtype=torch.float64))
+        """
+        device = ends[0].mean.device
+        means = torch.stack([end.mean.to(device) for end in ends])
+        deviations = torch.stack([end.deviation.to(device) for end in ends])
+        shares = torch.tensor(weights, dtype=torch.float64, device=device)
+        return Target(shares @ means, shares @ deviations)
+
+    def varies(self, dtype: torch.dtype) -> Tensor:
+        """Tell for each channel whether it is to vary; see :func:`varies`."""
+        return varies(self.mean, self.deviation, dtype)
+
+    def to(self, device: torch.device) -> Target:
+        """Return the same on a device."""
+        return Target(self.mean.to(device), self.deviation.to(device))
+
+
+def varies(mean: Tensor, deviation: Tensor, dtype: torch.dtype) -> Tensor:
+    """Tell for each channel of a layer whether it varies by more than what numbers of a type are rounded by.
+
+    Rounded are the channel's own values, and sums with other channels of the layer: next to those, a channel that
+    weight decay has taken to 1e-13 does nothing.
+    """
+    typical = deviation.square().mean().sqrt()
+    return deviation > 4 * torch.finfo(dtype).eps * torch.maximum(mean.abs(), typical)
