@@ -156,14 +156,16 @@ class Capture:
 
         self.watch(model, batch, found, show)
 
-    def watch(self, model: nn.Module, batch: Any, wanted: Iterable[Value], see: Callable[[Value, Tensor], None]) -> None:
+    def watch(
+        self, model: nn.Module, batch: Any, wanted: Iterable[Value], see: Callable[[Value, Tensor], None]
+    ) -> None:
         """Run a model on a batch as :meth:`run` does, and look at values of the recorded graph.
 
         Args:
             model: of the architecture that was recorded.
             batch: as in :meth:`of`, of any size; it is not changed.
             wanted: values that have a place in the recording.
-            see: is called with each of them and its tensor. What it writes to the tensor is what the model computes with.
+            see: is called with each of them and its tensor. The model goes on with what is written to that.
         """
         args, kwargs = inputs_in(batch, device_of(model))
         with _explained(model, args, kwargs):

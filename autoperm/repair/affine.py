@@ -1,4 +1,4 @@
-"""Operations that end with an affine step on each channel: which operands scale it and shift it, and where channels are.
+"""Operations that end with an affine step on each channel: what scales it, what shifts it, and where channels are.
 
 A contraction has channels on the axes that its result and its weight share: there the weight scales the result. What it
 lacks is a bias, unless a parameter is added to it at once. A normalisation has them where its weight is.

@@ -87,7 +87,9 @@ def _message(layers: Sequence[Layer], bias: MissingBias) -> str:
     count = f"{len(layers)} layer{'s have' if len(layers) > 1 else ' has'}"
     if bias == "add":
         what = f"{count} no bias, and no module to which one can be added:"
-        choices = "Use bias='scale', which repairs the deviations alone, or bias='skip', which leaves these layers alone."
+        choices = (
+            "Use bias='scale', which repairs the deviations alone, or bias='skip', which leaves these layers alone."
+        )
     else:
         what = f"{count} no bias in which to fold the repair of the means:"
         choices = (

@@ -86,7 +86,5 @@ class Course:
         for layer, fold in self.folds.items():
             dead = int((~self.found[layer].varies(fold.dtype)).sum())
             scale = float(fold.scale.median())
-            rows.append(
-                RepairedLayer(layer.name, layer.op, layer.source, layer.size, scale, dead, self._error(layer))
-            )
+            rows.append(RepairedLayer(layer.name, layer.op, layer.source, layer.size, scale, dead, self._error(layer)))
         return tuple(rows)

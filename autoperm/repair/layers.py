@@ -158,7 +158,7 @@ class _Search:
             if name in _NOT_AFFINE:
                 alone.append(LeftAlone(call.where.module or name, _NOT_AFFINE[name], call.where.source))
             step = affine(call, lambda operand: self.operands.view(operand) is not None)
-            layer = step and self._layer(call, step)
+            layer = None if step is None else self._layer(call, step)
             if isinstance(layer, Layer):
                 found.append(layer)
             elif layer is not None:

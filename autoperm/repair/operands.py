@@ -93,7 +93,7 @@ class Operands:
             return ""
         numbers = torch.arange(parameter.numel()).view(parameter.shape)
         mine = view.of(numbers).flatten()
-        if len(mine.unique()) < len(mine):
+        if int(mine.bincount().max()) > 1:
             return f"{name} is repeated before it is used"
         reads = torch.cat([other.of(numbers).flatten() for other in self._reads[name]])
         return f"{name} is used more than once" if int(reads.bincount()[mine].max()) > 1 else ""
