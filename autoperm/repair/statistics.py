@@ -41,6 +41,9 @@ class Statistics:
             tensor = tensor.float()
         tensor = tensor.unsqueeze(-1)  # never without an axis to sum over
         others = [axis for axis in range(tensor.ndim) if axis not in axes]
+        if tensor.numel() == 0:  # an expert to which no token was sent
+            zeros = tensor.sum(others, dtype=torch.float64).flatten()
+            return Statistics(0, zeros, zeros)
         mean = tensor.mean(others, keepdim=True, dtype=torch.float64)
         squares = (tensor - mean.to(tensor.dtype)).square_().sum(others, dtype=torch.float64)
         return Statistics(tensor.numel() // max(1, mean.numel()), mean.flatten(), squares.flatten())
@@ -48,7 +51,7 @@ class Statistics:
     @property
     def deviation(self) -> Tensor:
         """The standard deviation of each channel, that of the samples themselves: not larger by ``n / (n - 1)``."""
-        return (self.squares / self.count).sqrt()
+        return (self.squares / max(1, self.count)).sqrt()
 
     def varies(self, dtype: torch.dtype) -> Tensor:
         """Tell for each channel whether it varies; see :func:`varies`."""
@@ -57,9 +60,10 @@ class Statistics:
     def __add__(self, other: Statistics) -> Statistics:
         """Return the statistics of both sets of samples, by the update of Chan, Golub and LeVeque (1982)."""
         total = self.count + other.count
+        share = other.count / max(1, total)
         apart = other.mean - self.mean
-        squares = self.squares + other.squares + apart.square() * (self.count * other.count / total)
-        return Statistics(total, self.mean + apart * (other.count / total), squares)
+        squares = self.squares + other.squares + apart.square() * (self.count * share)
+        return Statistics(total, self.mean + apart * share, squares)
 
 
 @dataclass(frozen=True, eq=False)
