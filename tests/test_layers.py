@@ -25,6 +25,7 @@ LAYERS: list[set[str]] = [
     {"equivalence", "matching", "write"},
     {"discover", "perturb"},
     {"activations", "explain", "probe"},
+    {"repair"},
     {"renormalize"},
     {"walk"},
     {"interpolate", "compare"},
@@ -52,7 +53,7 @@ RIGHT_OF_THE_WAIST = [
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
     "graph", "trace", "terms", "cutting", "axes", "presence", "trees",
-    "rules", "write", "discover", "inputs", "activations",
+    "rules", "write", "discover", "inputs", "activations", "repair",
 }  # fmt: skip
 
 DOORS = {
