@@ -83,16 +83,9 @@ def _curve(axes: Axes, item: Reliability, look: Look, label: str) -> None:
         linewidth=1.8,
         marker=look.marker,
         markersize=5,
-        label=f"{label} (ECE {_error(item):.3f})" if label else f"ECE {_error(item):.3f}",
+        label=f"{label} (ECE {item.ece:.3f})" if label else f"ECE {item.ece:.3f}",
     )
 
 
 def _counts(axes: Axes, item: Reliability, look: Look) -> None:
     axes.stairs(item.count, item.edges, color=look.colour, linestyle=look.stroke, linewidth=1.5, baseline=None)
-
-
-def _error(item: Reliability) -> float:
-    """The expected calibration error."""
-    parts = zip(item.count, item.confidence, item.frequency, strict=True)
-    gaps = [count * abs(y - x) for count, x, y in parts if x is not None and y is not None]
-    return sum(gaps) / max(sum(item.count), 1)
