@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_CELLS = 256
-"""Rows and columns of the picture; a larger matrix is drawn in blocks."""
+_CELLS = 128
+"""Rows and columns of the picture; a larger matrix is drawn in blocks, for smaller dots cannot be seen."""
 
 
 def matching(
@@ -33,7 +33,7 @@ def matching(
     """Draw the similarity of each unit of A with each unit of B, as it was and with B permuted.
 
     Where units are matched with units that are like them, a diagonal appears. Its mean stands above each panel. Of a
-    matrix with more than 256 rows, a dot of the picture is a square block, in which the number of largest size counts:
+    matrix with more than 128 rows, a dot of the picture is a square block, in which the number of largest size counts:
     a mean would hide the diagonal.
 
     Args:
@@ -78,7 +78,7 @@ def matching(
             interpolation="nearest",
         )
         panel.set_title(
-            f"{name if title is None else f'{title}, {name}'}: diagonal {float(matrix.diagonal().mean()):.2f}",
+            f"{name if title is None else f'{title}, {name}'}: diagonal {round(float(matrix.diagonal().mean()), 2) + 0.0:.2f}",
             fontsize=SMALL + 1,
         )
         panel.set_xlabel("units of B" if name == "before" else "units of B, permuted")
