@@ -77,10 +77,8 @@ def matching(
             extent=(-0.5, units - 0.5, units - 0.5, -0.5),
             interpolation="nearest",
         )
-        panel.set_title(
-            f"{name if title is None else f'{title}, {name}'}: diagonal {round(float(matrix.diagonal().mean()), 2) + 0.0:.2f}",
-            fontsize=SMALL + 1,
-        )
+        mean = round(float(matrix.diagonal().mean()), 2) + 0.0  # no "-0.00"
+        panel.set_title(f"{'' if title is None else f'{title}, '}{name}: diagonal {mean:.2f}", fontsize=SMALL + 1)
         panel.set_xlabel("units of B" if name == "before" else "units of B, permuted")
         panel.tick_params(length=2)
         panel.spines[:].set_color("0.6")
