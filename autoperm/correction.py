@@ -152,7 +152,7 @@ def fit_bias(model: nn.Module, loader: Iterable[Any]) -> Corrected:
         return float(F.cross_entropy(shifted, targets)), (shifted.softmax(-1).mean(0) - share).numpy()
 
     best = minimize(loss, np.zeros(classes), jac=True, method="BFGS", options={"gtol": 1e-8})
-    bias = torch.as_tensor(best.x - best.x.mean(), dtype=torch.get_default_dtype())
+    bias = torch.as_tensor(best.x, dtype=torch.get_default_dtype())  # sums to 0, as the gradient does
     return Corrected(model, torch.ones((), dtype=bias.dtype), bias)
 
 

@@ -91,7 +91,7 @@ def merge(
         only: what to merge, if not everything: patterns of names of tensors or modules (``"layer1.*"``,
             ``"blocks.0"``), or names of factors of the specification, for all tensors that carry them.
         renormalize: what to do about the statistics of the merged model: a name, such as ``"batch_norm"``, or an
-            object, as for :func:`~autoperm.interpolate`.
+            object, as for :func:`~autoperm.interpolate`. It treats the whole model, also what ``only`` left out.
         data: batches of training data, for the matcher and the renormalizer, as far as they are named and read data.
             One that is an object holds its own.
         loss: ``loss(output, target)``, for a matcher that is named and needs it.

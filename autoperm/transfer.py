@@ -152,8 +152,8 @@ def transfer(
         tuned_b: the model, or models for several tasks, tuned from base B. They are not changed.
         scale: of the task vectors, or one for each.
         matcher: how to align base B with base A, as for :func:`~autoperm.align`.
-        renormalize: what to do about the statistics of the result, as for :func:`~autoperm.interpolate`. Its ends are
-            base A and the tuned models.
+        renormalize: what to do about the statistics of the result, as for :func:`~autoperm.interpolate`; as the
+            result lies between no models, its only end is base A.
         data: batches of training data, for the matcher and the renormalizer, as far as they are named and read data.
         loss: ``loss(output, target)``, for a matcher that is named and needs it.
         spec: which axes may be permuted, if it is known already.
@@ -207,7 +207,7 @@ def transfer(
     vectors = tuple(task_vector(tensors(model), base) for model in moved)
     model = with_tensors(base_a, add_task_vectors(tensors(base_a), vectors, scales))
     if renormalizer is not None:
-        model = renormalizer.bind((base_a, *moved))(model, (1 - sum(scales), *scales))
+        model = renormalizer.bind((base_a,))(model, (1.0,))
     else:
         _check_variances(model)
     return Transferred(model, scales, alignment, vectors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -200,6 +201,18 @@ def test_faults_name_the_model() -> None:
         compare(models, lambda model: {"loss": 0.0}, higher_is_better="accuracy")
     with pytest.raises(SpecError, match="'loss' has 1 values for 2 models"):
         Comparison(("A", "B"), {"loss": (1.0,)})
+
+
+def test_models_are_compared_on_the_same_data() -> None:
+    class Shrinking:
+        batches = [(inputs(), torch.arange(20) % 4)] * 3
+
+        def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+            self.batches = self.batches[1:]
+            return iter(self.batches)
+
+    with pytest.raises(EvaluationError, match="model 'B': the loader yielded 20 samples, but 40"):
+        compare({"A": linear(0), "B": linear(1)}, Evaluator(Shrinking()))
 
 
 def test_a_progress_bar(capsys: pytest.CaptureFixture[str]) -> None:

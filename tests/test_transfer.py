@@ -205,3 +205,16 @@ def test_half_precision_is_rounded_once() -> None:
     base = {"w": torch.ones(1, dtype=torch.bfloat16)}
     small = {"w": torch.full((1,), 2.0**-9, dtype=torch.bfloat16)}  # lost, if it is added to 1 alone
     assert add_task_vectors(base, [small] * 8)["w"].item() == 1 + 2.0**-6
+
+
+def test_a_renormalizer_gets_base_a_as_its_end() -> None:
+    base_a, base_b = mlp(0), mlp(1)
+    seen: list[Any] = []
+
+    class Repair:
+        def bind(self, models: Any) -> Any:
+            seen.append(models)
+            return lambda model, weights: seen.append(weights) or model
+
+    transfer(base_a, base_b, tuned(base_b), 2.0, renormalize=Repair(), **KNOWN)
+    assert seen == [(base_a,), (1.0,)]
