@@ -188,7 +188,7 @@ def test_a_name_that_fits_nothing() -> None:
     with pytest.raises(SpecError, match="no layer that can be repaired is named 'conv'") as error:
         of("mlp", ["0", "conv"])
     assert str(error.value).endswith("there are: 0, 2, 4")
-    with pytest.raises(SpecError, match="lin: lin.weight is used more than once"):
+    with pytest.raises(SpecError, match=r"lin: lin\.weight is used more than once"):
         of("shared_layer", ["lin"])
 
 
