@@ -75,6 +75,9 @@ from .probe import Probe as Probe
 from .probe import probe as probe
 from .renormalize import ReestimateBatchNorm as ReestimateBatchNorm
 from .renormalize import Renormalizer as Renormalizer
+from .repair import Repair as Repair
+from .repair import Repaired as Repaired
+from .repair import repair as repair
 from .rules import register as register
 from .spec import Factor as Factor
 from .spec import PermutationSpec as PermutationSpec

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from . import plot
 from .activations import ActivationMatch
 from .copies import copy_model
 from .discover import infer
@@ -18,12 +20,15 @@ from .inputs import resolve_inputs
 from .matchers import AnyMatcher, bind, get_matcher, parameters, unchanged
 from .matching import Match
 from .matching.match import course, permutation_of
-from .matching.similarity import GroupSimilarity, similarities
+from .matching.similarity import GroupSimilarity, similarities, unit_similarity
 from .permutation import Permutation
 from .report import pinned_because, shorten, table
 from .spec import PermutationSpec
 from .state import check_finite, check_same_architecture, tensors
 from .trace import trace
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,27 @@ class Alignment:
         if spec.unknown:
             lines += ["", "  no rule, so all their axes were left alone:", *(f"    {text}" for text in spec.unknown)]
         return "\n".join(lines)
+
+    def draw(self, model_a: nn.Module, factor: str, path: str | PathLike[str] | None = None) -> Figure:
+        """Draw how alike the units of A and B were and are; see :func:`autoperm.plot.matching`. Needs matplotlib.
+
+        Args:
+            model_a: the model that B was aligned with.
+            factor: which units; the printed alignment names them.
+            path: where to save the picture; the ending says in which format.
+
+        Returns:
+            The figure drawn on.
+
+        Raises:
+            SpecError: if there are no such units.
+        """
+        a, b = parameters(model_a), parameters(self.model)
+        before = unit_similarity(self.spec, a, b, factor, permutation=self.permutation.inverse())
+        figure = plot.matching(before, unit_similarity(self.spec, a, b, factor), title=f"units {factor}")
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return figure
 
 
 def align(

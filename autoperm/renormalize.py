@@ -11,6 +11,7 @@ from torch import nn
 from .batch_norm import renormalize_batch_norm
 from .errors import SpecError
 from .evaluate import check_rereadable
+from .repair import Repair
 
 Renormalize = Callable[[nn.Module, Sequence[float]], nn.Module]
 """``renormalize(model, weights)``: the model to evaluate in place of the one whose parameters are the weighted mean of
@@ -46,7 +47,7 @@ class ReestimateBatchNorm:
         return lambda model, weights: renormalize_batch_norm(model, self.data, batches=self.batches)
 
 
-_NAMES: dict[str, Callable[[Iterable[Any]], Renormalizer]] = {"batch_norm": ReestimateBatchNorm}
+_NAMES: dict[str, Callable[[Iterable[Any]], Renormalizer]] = {"batch_norm": ReestimateBatchNorm, "repair": Repair}
 
 
 def get_renormalizer(renormalize: str | Renormalizer | None, data: Iterable[Any] | None) -> Renormalizer | None:
@@ -57,7 +58,8 @@ def get_renormalizer(renormalize: str | Renormalizer | None, data: Iterable[Any]
     """
     if renormalize is None:
         if data is not None:
-            raise SpecError("data is given, but only renormalize='batch_norm' reads it; add that, or leave data out")
+            names = " or ".join(f"'{name}'" for name in _NAMES)
+            raise SpecError(f"data is given, but only renormalize={names} reads it; add that, or leave data out")
         return None
     if not isinstance(renormalize, str):
         if data is not None:

@@ -291,7 +291,7 @@ def learned() -> tuple[nn.Module, PermutationSpec]:
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)).double()
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(300):
+    for _ in range(200):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(PLACES), NEAREST).backward()
         optimizer.step()
@@ -304,7 +304,7 @@ NEAREST = torch.cdist(PLACES, torch.tensor([[1.0, 0.0], [-0.5, 0.8], [-0.5, -0.8
 
 @pytest.mark.parametrize("path", ["lerp", "slerp"])
 @given(seed=st.integers(0, 1000))
-@settings(max_examples=10)
+@settings(max_examples=6)
 def test_no_barrier_to_a_models_own_permutation_once_aligned(path: Literal["lerp", "slerp"], seed: int) -> None:
     model, spec = learned()
     shuffled = spec.random(seed).apply(model)
@@ -312,7 +312,7 @@ def test_no_barrier_to_a_models_own_permutation_once_aligned(path: Literal["lerp
     naive = interpolate(model, shuffled, evaluate, points=11, path=path)
     aligned = interpolate(model, align(model, shuffled, spec=spec).model, evaluate, points=11, path=path)
     for reference in REFERENCES:
-        assert naive.barrier(reference=reference) > 10 * naive.metrics["loss"][0]
+        assert naive.barrier(reference=reference) > 5 * naive.metrics["loss"][0]
         assert aligned.barrier(reference=reference) == pytest.approx(0, abs=1e-12)
         assert aligned.barrier("accuracy", reference=reference) == 0.0
 

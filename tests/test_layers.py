@@ -25,6 +25,7 @@ LAYERS: list[set[str]] = [
     {"equivalence", "matching", "write"},
     {"discover", "perturb"},
     {"activations", "explain", "probe"},
+    {"repair"},
     {"renormalize"},
     {"walk"},
     {"interpolate", "compare"},
@@ -52,14 +53,14 @@ RIGHT_OF_THE_WAIST = [
 ]  # fmt: skip
 LEFT_OF_THE_WAIST = {
     "graph", "trace", "terms", "cutting", "axes", "joining", "presence", "trees",
-    "rules", "write", "discover", "inputs", "activations",
+    "rules", "write", "discover", "inputs", "activations", "repair",
 }  # fmt: skip
 
 DOORS = {
     "torch.export": {"trace.export"},
     "matplotlib": {
-        *("plot.curves", "plot.spec", "plot.style"),
-        *("spec", "calibration", "curves", "surface"),  # these name types only
+        *(f"plot.{name}" for name in ("calibration", "curves", "matchings", "spec", "style", "surfaces", "trends")),
+        *("spec", "curves", "surface", "align", "calibration"),  # these name types only
     },
     "scipy": {"barriers", "correction", "matching.assignment"},
     "networkx": {"matching.blocks", "explain"},

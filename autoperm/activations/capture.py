@@ -154,9 +154,22 @@ class Capture:
             for activation in found[value]:
                 see(activation, tensor if activation.part is None else tensor.narrow(*activation.part))
 
+        self.watch(model, batch, found, show)
+
+    def watch(
+        self, model: nn.Module, batch: Any, wanted: Iterable[Value], see: Callable[[Value, Tensor], None]
+    ) -> None:
+        """Run a model on a batch as :meth:`run` does, and look at values of the recorded graph.
+
+        Args:
+            model: of the architecture that was recorded.
+            batch: as in :meth:`of`, of any size; it is not changed.
+            wanted: values that have a place in the recording.
+            see: is called with each of them and its tensor. The model goes on with what is written to that.
+        """
         args, kwargs = inputs_in(batch, device_of(model))
         with _explained(model, args, kwargs):
-            watch(model, args, kwargs, self.recording, found, show)
+            watch(model, args, kwargs, self.recording, wanted, see)
 
     def cells(self, activation: Activation, shape: Sequence[int]) -> list[Cell]:
         """Return the cells of an activation, which view it with one dimension for each factor.

@@ -12,7 +12,7 @@ from .match import ManyMatch, Match
 from .matcher import ManyMatcher, ManyModelMatcher, Matcher, ModelMatcher
 from .merge_many import MergeMany
 from .reference import ToReference
-from .similarity import GroupSimilarity
+from .similarity import GroupSimilarity, unit_similarity
 from .sinkhorn import Sinkhorn
 from .straight_through import StraightThrough
 from .universe import Universe
@@ -38,5 +38,6 @@ __all__ = [
     "greedy_matching",
     "identity_matching",
     "match_moments",
+    "unit_similarity",
     "weight_matching",
 ]

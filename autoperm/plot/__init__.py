@@ -5,7 +5,11 @@ Neither pyplot nor matplotlib's settings are touched, and nothing is shown: ever
 
 from __future__ import annotations
 
+from .calibration import reliability
 from .curves import curve
+from .matchings import matching
 from .spec import draw_spec
+from .surfaces import surface
+from .trends import trend
 
-__all__ = ["curve", "draw_spec"]
+__all__ = ["curve", "draw_spec", "matching", "reliability", "surface", "trend"]

@@ -1,0 +1,239 @@
+"""What REPAIR recovers of the barrier that alignment leaves: ``python benchmarks/repair.py --cache DIR --data DIR``.
+
+*   scikit-learn's digits: plain and LayerNorm networks of seven convolutions, without BatchNorm, trained from seeds;
+*   with ``--data``, CIFAR-10: every two of three ResNet20 (see ``barriers.py``), where re-estimated statistics of
+    BatchNorm are the alternative. They were trained on other images than those of CIFAR-10's training set.
+
+Curves are kept in the cache, one file each; what is there is not computed again. It needs ``autoperm[demo]``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from statistics import mean
+from typing import Any, NamedTuple
+
+import torch
+from barriers import Pair, cifar_case
+from digits_models import Data, load
+from page import fill, table
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import autoperm
+from autoperm import Curve
+from autoperm.renormalize import ReestimateBatchNorm, Renormalizer
+from autoperm.repair import Repair
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+from digits import train
+
+MATCHERS = ("graduated", "activation")
+IMAGES = 500
+"""That renormalise on CIFAR-10, where a path takes minutes."""
+
+
+class ChannelNorm(nn.LayerNorm):
+    """LayerNorm of the channels of each pixel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+def plain(width: int, *, norms: bool) -> nn.Sequential:
+    """Seven convolutions with biases, in the manner of VGG; each into a LayerNorm of its channels, if wanted."""
+    layers: list[nn.Module] = []
+    inputs = 1
+    for place, outputs in enumerate([width, width, 2 * width, 2 * width, 4 * width, 4 * width, 4 * width]):
+        layers += [nn.Conv2d(inputs, outputs, 3, padding=1), *([ChannelNorm(outputs)] if norms else []), nn.ReLU()]
+        if place in (1, 3):
+            layers.append(nn.MaxPool2d(2))
+        inputs = outputs
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, 10))
+
+
+Choice = Callable[[TensorDataset], Renormalizer | None]
+"""What renormalises, given training data."""
+
+
+class Case(NamedTuple):
+    """Some rows of the table."""
+
+    title: str
+    pairs: dict[str, Callable[[], Pair]]
+    choices: dict[str, Choice]
+
+
+def some(data: TensorDataset, count: int) -> TensorDataset:
+    """Return the first samples of a data set."""
+    return TensorDataset(*(tensor[:count] for tensor in data.tensors))
+
+
+def repairing(data: TensorDataset, images: int = 1400, **options: Any) -> Renormalizer:
+    """Repair on one batch of images, with which two sweeps are exact."""
+    return Repair(list(DataLoader(some(data, images), batch_size=images)), **options)
+
+
+def reestimating(data: TensorDataset) -> Renormalizer:
+    """Re-estimate the statistics of BatchNorm."""
+    return ReestimateBatchNorm(list(DataLoader(some(data, IMAGES), batch_size=250)))
+
+
+def nothing(data: TensorDataset) -> None:
+    """Leave the models as they are."""
+
+
+def digits_case(
+    title: str, name: str, epochs: int, build: Callable[[], nn.Sequential], pairs: int, folder: Path
+) -> Case:
+    """Train pairs of models, or load them."""
+    data: Callable[[], Data] = cache(load)
+
+    def model(seed: int) -> nn.Module:
+        made, file = build(), folder / f"{name}-{epochs}-{seed}.pt"
+        if file.exists():
+            made.load_state_dict(torch.load(file))
+            return made.eval()
+        train(made, seed, data(), epochs=epochs)
+        torch.save(made.state_dict(), file)
+        return made
+
+    def pair(number: int) -> Pair:
+        return Pair(model(2 * number), model(2 * number + 1), data().train, data().test)
+
+    choices: dict[str, Choice] = {"aligned": nothing, "REPAIR": repairing}
+    if any(isinstance(layer, ChannelNorm) for layer in build()):
+        convolutions = [str(i) for i, layer in enumerate(build()) if isinstance(layer, nn.Conv2d)]
+        choices["REPAIR before the norms"] = partial(repairing, layers=convolutions)
+        choices["REPAIR before and after"] = partial(repairing, layers="all")
+    choices["REPAIR, 100 images"] = partial(repairing, images=100)
+    return Case(title, {str(number): partial(pair, number) for number in range(pairs)}, choices)
+
+
+def find_cases(args: argparse.Namespace) -> dict[str, Case]:
+    """Return the cases whose data are there."""
+    cases = {
+        "plain": digits_case(
+            "digits, 7 convolutions 48 to 192", "plain-48", 30, partial(plain, 48, norms=False), args.pairs, args.cache
+        ),
+        "norms": digits_case(
+            "digits, 7 convolutions 32 to 128 with LayerNorm",
+            "norms-32",
+            15,
+            partial(plain, 32, norms=True),
+            args.pairs,
+            args.cache,
+        ),
+    }
+    if args.data is not None:
+        cifar = cifar_case(args.data)
+        choices: dict[str, Choice] = {
+            "aligned": nothing,
+            "re-estimated": reestimating,
+            "REPAIR": partial(repairing, images=IMAGES),
+        }
+        cases["cifar"] = Case(cifar.title, cifar.pairs, choices)
+    return {name: case for name, case in cases.items() if name in args.cases}
+
+
+def measure(pair: Pair, matcher: str, renormalizer: Renormalizer | None, points: int) -> Curve:
+    """Permute model B, and evaluate the path to it."""
+    batches = list(DataLoader(pair.train, batch_size=250))
+    data = batches if matcher == "activation" else None
+    aligned = autoperm.align(pair.a, pair.b, matcher=matcher, data=data, example_inputs=batches[0][0][:8])
+    evaluator = autoperm.Evaluator(DataLoader(pair.test, batch_size=250))
+    return autoperm.interpolate(pair.a, aligned.model, evaluator, points=points, renormalize=renormalizer)
+
+
+def curves(args: argparse.Namespace, name: str, case: Case, matcher: str, choice: str) -> list[Curve]:
+    """Return the curves of all pairs, from the cache if they are there."""
+    found = []
+    for label, build in case.pairs.items():
+        file = args.cache / f"repair-{name}-{label}-{args.points}-{matcher}-{choice.replace(' ', '_')}.json"
+        if not file.exists():
+            pair, start = build(), time.perf_counter()
+            measure(pair, matcher, case.choices.get(choice, nothing)(pair.train), args.points).save(file)
+            print(f"{file.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
+        found.append(Curve.load(file))
+    return found
+
+
+def removed(before: Iterable[float], after: Iterable[float]) -> str:
+    """Write what share of the barrier, summed over the pairs, is gone."""
+    return f"{1 - sum(after) / sum(before):.0%}"
+
+
+def rows(args: argparse.Namespace, name: str, case: Case) -> Iterator[list[str]]:
+    """Yield a row for each way: means over the pairs, and the share of what alignment leaves that is removed."""
+
+    def row(matcher: str, choice: str, found: list[Curve], aligned: list[Curve] | None) -> list[str]:
+        error, loss = ([curve.barrier(metric) for curve in found] for metric in ("accuracy", "loss"))
+        shares = ["", ""]
+        if aligned is not None:
+            shares = [
+                removed([curve.barrier(metric) for curve in aligned], of)
+                for metric, of in (("accuracy", error), ("loss", loss))
+            ]
+        accuracies = [curve.metrics["accuracy"] for curve in found]
+        ends, middles = mean(x[i] for x in accuracies for i in (0, -1)), [x[len(x) // 2] for x in accuracies]
+        return [
+            matcher,
+            choice,
+            f"{ends:.1%}",
+            f"{mean(middles):.1%} ({min(middles):.1%} to {max(middles):.1%})",
+            f"{100 * mean(error):.1f}",
+            f"{mean(loss):.3f}",
+            f"{mean(max(0.0, curve.barrier('loss', reference='chord')) for curve in found):.3f}",
+            *shares,
+        ]
+
+    yield row("none", "naive", curves(args, name, case, "identity", "naive"), None)
+    for matcher in MATCHERS:
+        aligned = curves(args, name, case, matcher, "aligned")
+        for choice in case.choices:
+            found = curves(args, name, case, matcher, choice)
+            yield row(matcher, choice, found, None if choice == "aligned" else aligned)
+
+
+HEAD = [
+    "matcher",
+    "then",
+    "ends",
+    "accuracy in the middle",
+    "error barrier, points",
+    "loss barrier, mean of ends",
+    "chord",
+    "error barrier removed",
+    "loss barrier removed",
+]
+
+
+def main() -> None:
+    """Compute what is not there yet, and write the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path, required=True, help="folder for trained weights and curves")
+    parser.add_argument("--data", type=Path, help="folder with the checkpoints and CIFAR-10")
+    parser.add_argument("--cases", nargs="*", default=["plain", "norms", "cifar"])
+    parser.add_argument("--pairs", type=int, default=4, help="of the digits")
+    parser.add_argument("--points", type=int, default=11, help="on a path, ends included")
+    parser.add_argument("--page", type=Path, help="a page to write the tables into; they are printed too")
+    args = parser.parse_args()
+    args.cache.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(1)
+    parts = [
+        f"### {case.title}, {len(case.pairs)} pairs\n\n{table(HEAD, rows(args, name, case))}"
+        for name, case in find_cases(args).items()
+    ]
+    text = "\n".join(parts)
+    print(text)
+    if args.page is not None:
+        fill(args.page, "repair", text)
+
+
+if __name__ == "__main__":
+    main()
