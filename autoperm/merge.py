@@ -65,7 +65,8 @@ def merge(
     models: Sequence[nn.Module],
     weights: Sequence[float] | None = None,
     *,
-    matcher: str | AnyMatcher | AnyManyMatcher | None = "default",
+    align: bool = True,
+    matcher: str | AnyMatcher | AnyManyMatcher | None = None,
     only: str | Sequence[str] | None = None,
     renormalize: str | Renormalizer | None = None,
     data: Iterable[Any] | None = None,
@@ -85,9 +86,9 @@ def merge(
     Args:
         models: two or more models of the same architecture. They are not changed.
         weights: one for each model; equal by default.
+        align: whether to align them first: False for models that are aligned already, or were fine-tuned from one.
         matcher: how to align them: a name or a matcher, as for :func:`~autoperm.align` and
-            :func:`~autoperm.align_many`. By default ``"weight"`` for two models, ``"merge-many"`` for more. None if
-            they are aligned already, or were fine-tuned from one model and need no aligning.
+            :func:`~autoperm.align_many`. By default ``"weight"`` for two models, ``"merge-many"`` for more.
         only: what to merge, if not everything: patterns of names of tensors or modules (``"layer1.*"``,
             ``"blocks.0"``), or names of factors of the specification, for all tensors that carry them.
         renormalize: what to do about the statistics of the merged model: a name, such as ``"batch_norm"``, or an
@@ -130,22 +131,23 @@ def merge(
         given = "one model" if isinstance(models, nn.Module) else f"{len(models)} model{'s' * (len(models) != 1)}"
         raise ArchitectureError(f"merge needs a list of 2 models or more, and got {given}")
     models = tuple(models)
-    chosen_matcher = ("weight" if len(models) == 2 else "merge-many") if matcher == "default" else matcher
-    if chosen_matcher is None and loss is not None:
-        raise SpecError("loss is given, but only a matcher reads it, and matcher is None; leave it out")
-    for_matcher, renormalizer = split_data(chosen_matcher, renormalize, data)
+    if not align and (matcher is not None or loss is not None):
+        raise SpecError(f"{'loss' if matcher is None else 'matcher'} is given, but with align=False nothing reads it")
+    if align and matcher is None:
+        matcher = "weight" if len(models) == 2 else "merge-many"
+    for_matcher, renormalizer = split_data(matcher, renormalize, data)
     shares = barycentric(weights, len(models))
     check_alike({f"model {i}": model for i, model in enumerate(models)})
-    if only is not None and spec is None and chosen_matcher is not None:  # a slip in only= is found before matching
+    if only is not None and spec is None and align:  # a slip in only= is found before matching
         spec = discover(models[0], example_inputs)
     state = tensors(models[0])
     chosen = select(only, state, spec)
 
     aligned, alignment = models, None
-    if chosen_matcher is not None:
+    if matcher is not None:
         aligned, alignment = _align(
             models,
-            matcher=chosen_matcher,
+            matcher=matcher,
             data=for_matcher,
             loss=loss,
             spec=spec,

@@ -153,7 +153,7 @@ def test_any_matcher(matcher: Any, count: int) -> None:
 
 def test_models_that_need_no_aligning() -> None:
     a, b = mlp(0), mlp(1)
-    merged = merge([a, b], matcher=None)
+    merged = merge([a, b], align=False)
     torch.testing.assert_close(tensors(merged.model), average([tensors(a), tensors(b)]), rtol=0, atol=0)
     assert merged.alignment is None
     assert "no, as they were" in str(merged)
@@ -173,7 +173,9 @@ def test_data_go_to_whoever_is_named() -> None:
     with pytest.raises(SpecError, match="no matcher or renormalizer that is named reads it"):
         merge([a, b], data=batches)
     with pytest.raises(SpecError, match="loss is given"):
-        merge([a, b], matcher=None, loss=nn.functional.cross_entropy)
+        merge([a, b], align=False, loss=nn.functional.cross_entropy)
+    with pytest.raises(SpecError, match="matcher is given"):
+        merge([a, b], align=False, matcher="weight")
     with pytest.raises(MatcherError, match="no matcher is called 'wieght'"):
         merge([a, b], matcher="wieght", data=batches)
 
@@ -248,7 +250,7 @@ def test_a_pattern_that_chooses_nothing_lists_names_near_it() -> None:
     with pytest.raises(SpecError, match=r"called '0\.wieght'; near it are '0\.weight'"):
         merge([a, b], only="0.wieght", **KNOWN)
     with pytest.raises(SpecError, match=r"called 'zzzzzz'; there are '0', '2', '4'"):
-        merge([a, b], only=["0", "zzzzzz"], matcher=None)
+        merge([a, b], only=["0", "zzzzzz"], align=False)
     with pytest.raises(SpecError, match="only= is empty"):
         merge([a, b], only=[], **KNOWN)
 
@@ -293,7 +295,7 @@ def test_tables_that_differ_have_no_mean() -> None:
             self.register_buffer("table", torch.tensor([first, 1]))
 
     with pytest.raises(ArchitectureError, match=r"model 2.*integer or boolean tensors"):
-        merge([Table(0), Table(0), Table(1)], matcher=None)
+        merge([Table(0), Table(0), Table(1)], align=False)
 
 
 # --- bad input ----------------------------------------------------------------------------------------------------
@@ -305,21 +307,21 @@ def test_fewer_than_two_models(models: Any) -> None:
         merge(models)
 
 
-@pytest.mark.parametrize("matcher", ["default", None])
-def test_the_model_that_does_not_fit_is_named(matcher: Any) -> None:
+@pytest.mark.parametrize("align", [True, False])
+def test_the_model_that_does_not_fit_is_named(align: bool) -> None:
     def three(last: nn.Module) -> list[nn.Module]:
         return [mlp(0), mlp(1), last]
 
     with pytest.raises(ArchitectureError, match=r"model 2 \(B\) does not fit model 0[^$]*float64 in A, torch.float32"):
-        merge(three(mlp(2).float()), matcher=matcher)
+        merge(three(mlp(2).float()), align=align)
     with pytest.raises(ArchitectureError, match=r"model 2 \(B\) does not fit model 0[^$]*on cpu in A, on meta in B"):
-        merge(three(mlp(2).to("meta")), matcher=matcher)
+        merge(three(mlp(2).to("meta")), align=align)
     with pytest.raises(ArchitectureError, match=r"model 2 \(B\) does not fit model 0[^$]*shape"):
-        merge(three(mlp(2, width=13)), matcher=matcher)
+        merge(three(mlp(2, width=13)), align=align)
     broken = mlp(2)
     nn.init.constant_(broken[0].bias, math.nan)
     with pytest.raises(WeightsError, match="model 2 has NaN"):
-        merge(three(broken), matcher=matcher)
+        merge(three(broken), align=align)
 
 
 def test_models_that_tie_other_weights_are_found_out() -> None:
@@ -331,7 +333,7 @@ def test_models_that_tie_other_weights_are_found_out() -> None:
                 self.decode.weight = self.encode.weight
 
     with pytest.raises(ArchitectureError, match=r"'encode\.weight'.*tied weights"):
-        merge([Pair(True), Pair(False)], matcher=None)
+        merge([Pair(True), Pair(False)], align=False)
 
 
 @pytest.mark.parametrize(("weights", "says"), [((1,), "1 weights for 2"), ((0, 0), "all 0"), ((2, -1), "negative")])
