@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .curves import Curve, Reference
-from .errors import EvaluationError, SpecError
+from .errors import SpecError
 from .results import Result
 
 
@@ -117,7 +117,6 @@ def mean_barrier(
     Raises:
         SpecError: if there are fewer than two curves, if numbers of curves and pairs differ, if every pair has the same
             model, or if a curve lacks the metric.
-        EvaluationError: if a curve has NaN or infinite values.
 
     Example:
         >>> bump = lambda height: Curve((0.0, 0.5, 1.0), {"loss": (0.0, height, 0.0)})
@@ -160,12 +159,7 @@ def mean_barrier(
 
 
 def _barriers(curves: Sequence[Curve], metric: str, reference: Reference) -> list[float]:
-    barriers = [curve.barrier(metric, reference=reference) for curve in curves]
-    for i, curve in enumerate(curves):
-        wrong = [value for value in curve.metrics[metric] if not math.isfinite(value)]
-        if wrong:
-            raise EvaluationError(f"curve {i} has the {metric} {wrong[0]}; leave the pair out, and say so")
-    return barriers
+    return [curve.barrier(metric, reference=reference) for curve in curves]
 
 
 def _pseudo_values(values: npt.NDArray[np.float64], pairs: Sequence[tuple[int, int]]) -> npt.NDArray[np.float64]:

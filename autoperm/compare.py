@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .errors import EvaluationError, SpecError
 from .evaluate import Evaluator
-from .results import Result
+from .results import Result, check_metrics
 from .walk import Evaluate, numbers
 
 
@@ -43,9 +43,7 @@ class Comparison(Result):
 
     def __post_init__(self) -> None:
         """Check that names and values belong together."""
-        for name, values in self.metrics.items():
-            if len(values) != len(self.models):
-                raise SpecError(f"metric '{name}' has {len(values)} values for {len(self.models)} models")
+        check_metrics(self.metrics, len(self.models), "models")
 
     def best(self, metric: str = "loss") -> str:
         """Return the name of the best model; of equal ones the first.

@@ -9,7 +9,7 @@ from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
 from .errors import SpecError
-from .results import Result
+from .results import Result, check_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,9 +58,7 @@ class Curve(Result):
         rising = all(x < y for x, y in zip(self.lam, self.lam[1:], strict=False))
         if len(self.lam) < 2 or self.lam[0] != 0.0 or self.lam[-1] != 1.0 or not rising:
             raise SpecError(f"the positions lam must rise from 0 to 1, but are {self.lam}")
-        for name, values in self.metrics.items():
-            if len(values) != len(self.lam):
-                raise SpecError(f"metric '{name}' has {len(values)} values for {len(self.lam)} positions lam")
+        check_metrics(self.metrics, len(self.lam), "positions lam")
         ends = len(self.nodes) > 1 and self.nodes[0] == 0.0 and self.nodes[-1] == 1.0
         if not ends or list(self.nodes) != sorted({*self.nodes} & {*self.lam}):
             raise SpecError(f"the nodes must rise from 0 to 1 and be among the positions lam, but are {self.nodes}")

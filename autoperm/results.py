@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from os import PathLike
 from pathlib import Path
@@ -67,6 +68,27 @@ class Result:
     def records(self) -> list[dict[str, Any]]:
         """Return rows with names, as ``pandas.DataFrame`` and ``csv.DictWriter`` take them."""
         raise NotImplementedError
+
+
+def check_metrics(metrics: Mapping[str, Sequence[float]], count: int, what: str) -> None:
+    """Check that every metric has one finite value for each of ``count`` things, which ``what`` names.
+
+    Raises:
+        SpecError: if one has more, fewer, or a value that is NaN or infinite, which a barrier would not see.
+
+    Example:
+        >>> check_metrics({"loss": (0.5, math.nan)}, 2, "points")
+        Traceback (most recent call last):
+        autoperm.errors.SpecError: metric 'loss' is nan at 1 of 2 points; leave the metric or the points out
+    """
+    for name, values in metrics.items():
+        if len(values) != count:
+            raise SpecError(f"metric '{name}' has {len(values)} values for {count} {what}")
+        wrong = [value for value in values if not math.isfinite(value)]
+        if wrong:
+            raise SpecError(
+                f"metric '{name}' is {wrong[0]} at {len(wrong)} of {count} {what}; leave the metric or the {what} out"
+            )
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from .curves import REFERENCES, Curve, Reference
 from .errors import SpecError
-from .results import Result
+from .results import Result, check_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,9 +65,7 @@ class Surface(Result):
                 raise SpecError(f"the weights of a point must not be negative and sum to 1, but are {weights}")
         if len({*self.weights}) != len(self.weights):
             raise SpecError("the same point of the simplex comes twice")
-        for name, values in self.metrics.items():
-            if len(values) != len(self.weights):
-                raise SpecError(f"metric '{name}' has {len(values)} values for {len(self.weights)} points")
+        check_metrics(self.metrics, len(self.weights), "points")
 
     @property
     def models(self) -> int:

@@ -509,6 +509,8 @@ def test_positions_rise_from_0_to_1(lam: tuple[float, ...]) -> None:
 
 
 def test_values_fit_the_positions() -> None:
+    with pytest.raises(SpecError, match="metric 'loss' is nan at 1 of 3 positions lam"):
+        made(0.0, math.nan, 0.0)
     with pytest.raises(SpecError, match="metric 'loss' has 3 values for 2 positions"):
         Curve((0.0, 1.0), {"loss": (0.0, 0.0, 0.0)})
 
