@@ -44,7 +44,7 @@ class Corrected(nn.Module):
         self.model = model
         self.register_buffer("temperature", temperature.detach().to(device_of(model)))
         self.register_buffer("bias", bias.detach().to(device_of(model)))
-        self.train(model.training)
+        self.training = model.training  # not self.train(mode), which would reach into the model
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the corrected logits, in the type of the model's."""

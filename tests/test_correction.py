@@ -158,6 +158,12 @@ def test_it_is_a_module_around_the_model() -> None:
     assert "temperature=1, bias=[0.549, -0.549]" in repr(corrected)
 
 
+def test_layers_of_the_model_keep_their_modes() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2).eval(), nn.Dropout())
+    assert correct_prior(model, [1, 3]).training
+    assert [layer.training for layer in model] == [False, True]
+
+
 def test_corrections_follow_each_other() -> None:
     logits, targets = drawn(2000)
     data = batches(3 * logits - torch.tensor([2.0, 0.0, 0.0, 0.0, 0.0]), targets)
