@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -60,6 +61,15 @@ def test_which_class_is_the_most_likely_does_not_change() -> None:
     given, fitted = (predict(model, data) for model in (nn.Identity(), fit_temperature(nn.Identity(), data)))
     torch.testing.assert_close(given.outputs.argmax(-1), fitted.outputs.argmax(-1))
     assert reliability(fitted, kind="top-1").ece < reliability(given, kind="top-1").ece
+
+
+def test_classes_that_are_ruled_out() -> None:
+    logits, targets = drawn(500)
+    without = torch.cat([logits, torch.full((500, 2), -math.inf, dtype=torch.float64)], 1)
+    fitted, other = (fit_temperature(nn.Identity(), batches(3 * each, targets)) for each in (without, logits))
+    torch.testing.assert_close(fitted.temperature, other.temperature)
+    with pytest.raises(EvaluationError, match="rule out the true class of 1 of 500 samples"):
+        fit_temperature(nn.Identity(), batches(without, torch.cat([targets[1:], torch.tensor([6])])))
 
 
 def test_where_no_temperature_is_best_it_says_so() -> None:
