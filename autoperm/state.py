@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +18,38 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
 
     Entries that are not tensors (``_extra_state``) are left out.
 
+    Raises:
+        ArchitectureError: If it is no model, such as a state dict or a file's name.
+
     Example:
         >>> sorted(tensors(nn.Linear(2, 3)))
         ['bias', 'weight']
     """
+    if not isinstance(model, nn.Module):
+        raise ArchitectureError(
+            f"a model is needed, and got a {type(model).__name__}; build the model and load its weights first"
+        )
     state: dict[str, object] = model.state_dict()
     return {name: value.detach() for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def several(models: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+    """Return two models or more as a tuple.
+
+    Raises:
+        ArchitectureError: If they are fewer, or no list of models.
+
+    Example:
+        >>> several(nn.Linear(2, 3))
+        Traceback (most recent call last):
+        autoperm.errors.ArchitectureError: a list of 2 models or more is needed, and got a Linear
+    """
+    if isinstance(models, nn.Module | Mapping | str) or not isinstance(models, Iterable):
+        raise ArchitectureError(f"a list of 2 models or more is needed, and got a {type(models).__name__}")
+    found = tuple(models)
+    if len(found) < 2:
+        raise ArchitectureError(f"a list of 2 models or more is needed, and got {len(found)}")
+    return found
 
 
 def check_same_architecture(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:

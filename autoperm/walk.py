@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
@@ -170,7 +170,7 @@ def walk(
     kept = None if journal is None else journal()
     rows = [] if kept is None else kept.rows[: len(stops)]
     finish = renormalizer.bind(models) if renormalizer is not None and len(rows) < len(stops) else None
-    measure = evaluate.same_data() if isinstance(evaluate, Evaluator) else evaluate
+    measure = measuring(evaluate)
     left = stops[len(rows) :]
     for stop in tqdm(left, "interpolate", len(stops), initial=len(rows), unit="point", disable=not progress):
         try:
@@ -189,6 +189,42 @@ def walk(
             kept.append(row)
         rows.append(row)
     return {name: tuple(row[name] for row in rows) for name in rows[0]}
+
+
+def measuring(evaluate: Evaluate) -> Evaluate:
+    """Return a function that measures one model after another, on the same data if it is an Evaluator.
+
+    Raises:
+        EvaluationError: If it is no function, such as a loader without an Evaluator around it.
+
+    Example:
+        >>> measuring([(torch.zeros(1, 2), torch.tensor([0]))])
+        Traceback (most recent call last):
+        autoperm.errors.EvaluationError: evaluate is a list, but must be a function model -> dict of metrics; ...
+    """
+    if not callable(evaluate) or isinstance(evaluate, nn.Module):
+        raise EvaluationError(
+            f"evaluate is a {type(evaluate).__name__}, but must be a function model -> dict of metrics; "
+            "give Evaluator(loader)"
+        )
+    return evaluate.same_data() if isinstance(evaluate, Evaluator) else evaluate
+
+
+def better(evaluate: Evaluate, higher_is_better: Collection[str] | None) -> tuple[str, ...]:
+    """Return the names of the metrics for which more is better: those given, else what ``evaluate`` says.
+
+    Raises:
+        SpecError: If a string is given, whose letters would be taken for names.
+
+    Example:
+        >>> better(Evaluator([]), None), better(lambda model: {"score": 1.0}, ["score"])
+        (('accuracy',), ('score',))
+    """
+    if isinstance(higher_is_better, str):
+        raise SpecError(f"higher_is_better is the string '{higher_is_better}'; give a tuple: ('{higher_is_better}',)")
+    if higher_is_better is None:
+        higher_is_better = getattr(evaluate, "higher_is_better", ("accuracy",))
+    return tuple(higher_is_better)
 
 
 def _only_copies(model: nn.Module) -> bool:

@@ -195,8 +195,11 @@ def test_faults_name_the_model() -> None:
     results[1] = {"risk": 1.0}
     with pytest.raises(EvaluationError, match="metrics 'risk' for model 'B', but 'loss' for model 'A'"):
         compare(models, lambda model: results[isinstance(model, nn.ReLU)])
-    with pytest.raises(EvaluationError, match="no models"):
-        compare({}, evaluator())
+    for none, what in (({}, "an empty one"), ([linear(0)], "a list"), (linear(0), "a Linear")):
+        with pytest.raises(EvaluationError, match=f"dictionary of models.*, and got {what}"):
+            compare(none, evaluator())  # type: ignore[arg-type]
+    with pytest.raises(EvaluationError, match=r"evaluate is a DataLoader.*; give Evaluator\(loader\)"):
+        compare(models, evaluator().data)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"\('accuracy',\)"):
         compare(models, lambda model: {"loss": 0.0}, higher_is_better="accuracy")
     with pytest.raises(SpecError, match="'loss' has 1 values for 2 models"):

@@ -331,6 +331,17 @@ def test_architectures_and_weights_are_checked() -> None:
         interpolate(broken, net(0), weightless)
 
 
+def test_what_is_no_model_and_no_evaluation() -> None:
+    for odd in (net(0).state_dict(), [net(0)], "a.pt"):
+        with pytest.raises(ArchitectureError, match=f"a model is needed, and got a {type(odd).__name__}; build"):
+            interpolate(net(1), odd, weightless)  # type: ignore[arg-type]
+    for loader in ([(inputs(), targets())], net(2)):
+        with pytest.raises(
+            EvaluationError, match=r"evaluate is a (list|Sequential), but must be.*Evaluator"
+        ):
+            interpolate(net(0), net(1), loader)  # type: ignore[arg-type]
+
+
 def test_points_must_be_two_or_more() -> None:
     with pytest.raises(SpecError, match="points is 1"):
         interpolate(net(0), net(1), weightless, points=1)
