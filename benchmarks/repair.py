@@ -1,6 +1,7 @@
 """What REPAIR recovers of the barrier that alignment leaves: ``python benchmarks/repair.py --cache DIR --data DIR``.
 
-*   scikit-learn's digits: plain and LayerNorm networks of seven convolutions, without BatchNorm, trained from seeds;
+*   scikit-learn's digits: plain and LayerNorm networks of seven convolutions, and the residual network with BatchNorm
+    of ``digits.py``, trained from seeds;
 *   with ``--data``, CIFAR-10: every two of three ResNet20 (see ``barriers.py``), where re-estimated statistics of
     BatchNorm are the alternative. They were trained on other images than those of CIFAR-10's training set.
 
@@ -18,8 +19,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
 
+import barriers
 import torch
-from barriers import Pair, cifar_case
+from barriers import Pair
 from digits_models import Data, load
 from page import fill, table
 from torch import Tensor, nn
@@ -35,7 +37,7 @@ from digits import train
 
 MATCHERS = ("graduated", "activation")
 IMAGES = 500
-"""That renormalise on CIFAR-10, where a path takes minutes."""
+"""That renormalise networks with BatchNorm."""
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -130,13 +132,15 @@ def find_cases(args: argparse.Namespace) -> dict[str, Case]:
             args.cache,
         ),
     }
+    choices: dict[str, Choice] = {
+        "aligned": nothing,
+        "re-estimated": reestimating,
+        "REPAIR": partial(repairing, images=IMAGES),
+    }
+    digits = barriers.digits_case("cnn-128", args.pairs // 2, args.cache)
+    cases["cnn"] = Case("digits, residual CNN 128/256 with BatchNorm", digits.pairs, choices)
     if args.data is not None:
-        cifar = cifar_case(args.data)
-        choices: dict[str, Choice] = {
-            "aligned": nothing,
-            "re-estimated": reestimating,
-            "REPAIR": partial(repairing, images=IMAGES),
-        }
+        cifar = barriers.cifar_case(args.data)
         cases["cifar"] = Case(cifar.title, cifar.pairs, choices)
     return {name: case for name, case in cases.items() if name in args.cases}
 
@@ -218,7 +222,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", type=Path, required=True, help="folder for trained weights and curves")
     parser.add_argument("--data", type=Path, help="folder with the checkpoints and CIFAR-10")
-    parser.add_argument("--cases", nargs="*", default=["plain", "norms", "cifar"])
+    parser.add_argument("--cases", nargs="*", default=["plain", "norms", "cnn", "cifar"])
     parser.add_argument("--pairs", type=int, default=4, help="of the digits")
     parser.add_argument("--points", type=int, default=11, help="on a path, ends included")
     parser.add_argument("--page", type=Path, help="a page to write the tables into; they are printed too")

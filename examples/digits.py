@@ -1,4 +1,4 @@
-"""Train two MLPs and two residual CNNs on scikit-learn's digits, align each pair and interpolate between them.
+"""Train two MLPs and two residual CNNs on scikit-learn's digits; align, interpolate and merge each pair.
 
 Run with ``make demo`` or ``python examples/digits.py --out digits.png``; needs ``autoperm[demo]``. No download.
 """
@@ -127,41 +127,34 @@ class Setting(NamedTuple):
     build: Callable[[], nn.Module]
     epochs: int
     rate: float
-    has_batch_norm: bool = False
 
 
-SETTINGS = {"MLP": Setting(mlp, 50, 1e-3), "CNN": Setting(partial(cnn, 48), 10, 5e-3, has_batch_norm=True)}
+SETTINGS = {"MLP": Setting(mlp, 50, 1e-3), "CNN": Setting(partial(cnn, 48), 10, 5e-3)}
 
 
 def pair(name: str, seed: int, data: Data, progress: tqdm[None]) -> dict[str, Curve]:
-    """Train two models, and evaluate the path between them before and after aligning."""
+    """Train two models, and evaluate the path between them before and after aligning, and repaired."""
     progress.set_description(name)
-    build, epochs, rate, has_batch_norm = SETTINGS[name]
+    build, epochs, rate = SETTINGS[name]
     a, b = (train(build(), 2 * seed + i, data, epochs=epochs, rate=rate, progress=progress) for i in range(2))
     evaluate = Evaluator(DataLoader(data.test, batch_size=512))
-    # Interpolated BatchNorm statistics are not those of the interpolated network.
-    batches = list(DataLoader(data.train, batch_size=350)) if has_batch_norm else None
-    others = {"naive": b, "aligned": autoperm.align(a, b).model}
+    aligned = autoperm.align(a, b).model
+    repair = autoperm.Repair(list(DataLoader(data.train, batch_size=500)), batches=1)
     return {
-        label: interpolate(a, other, evaluate, data=batches, renormalize="batch_norm" if batches else None)
-        for label, other in others.items()
+        "naive": interpolate(a, b, evaluate),
+        "aligned": interpolate(a, aligned, evaluate),
+        "aligned + REPAIR": interpolate(a, aligned, evaluate, renormalize=repair),
     }
 
 
 def table(results: dict[str, dict[str, Curve]]) -> str:
     """Barriers of the test loss in nats (Git Re-Basin's definition), and accuracies in percent."""
-    rows = [
-        f"{'':5} {'loss barrier':>16} {'accuracy in the middle':>24} {'at the ends':>14}",
-        f"{'model':5} {'naive':>8}{'aligned':>8} {'naive':>12}{'aligned':>12} {'A':>7}{'B':>7}",
-    ]
+    rows = [f"{'model':5}  {'path':16} {'loss barrier':>12} {'A':>8} {'middle':>8} {'B':>8}"]
     for name, curves in results.items():
-        naive, aligned = (curves[label].metrics["accuracy"] for label in ("naive", "aligned"))
-        losses = (curves[label].barrier("loss") for label in ("naive", "aligned"))
-        rows.append(
-            f"{name:5} "
-            + "".join(f"{loss:8.3f}" for loss in losses)
-            + f" {naive[len(naive) // 2]:12.1%}{aligned[len(aligned) // 2]:12.1%} {naive[0]:7.1%}{naive[-1]:7.1%}"
-        )
+        for label, curve in curves.items():
+            accuracy = curve.metrics["accuracy"]
+            places = "".join(f"{accuracy[place]:9.1%}" for place in (0, len(accuracy) // 2, -1))
+            rows.append(f"{name:5}  {label:16} {curve.barrier('loss'):12.3f}{places}")
     return "\n".join(rows)
 
 

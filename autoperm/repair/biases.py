@@ -41,7 +41,7 @@ def settle(layers: Sequence[Layer], model: nn.Module, bias: MissingBias) -> tupl
         bias: the choice of the caller.
 
     Returns:
-        The layers to repair, those to whom a bias is to be added with its name, and the layers left alone.
+        The layers to repair, with the names of biases that are to be added, and the layers left alone.
 
     Raises:
         ArchitectureError: if a bias is missing that the choice needs; the message lists the layers.

@@ -19,7 +19,7 @@ from .result import Repaired
 
 @dataclass(frozen=True, eq=False)
 class Repair:
-    """REPAIR as what renormalises the models on a path: see :func:`~autoperm.repair`, which has the same options.
+    """REPAIR as what renormalises the models on a path, with the options of :func:`~autoperm.repair.repair`.
 
     The ends are looked at once; then each model on the path costs its own sweeps over the data.
 
@@ -87,17 +87,17 @@ def repair(
     bias: MissingBias = "error",
     tolerance: float = 1e-4,
 ) -> Repaired:
-    r"""Give a model between others the means and standard deviations of its channels that theirs lead one to expect.
+    """Give a model between others the means and standard deviations of its channels that theirs lead one to expect.
 
     What a unit of an averaged model computes varies less than what the units it was averaged from compute, unless these
     are perfectly correlated, and less from layer to layer: activations collapse towards their means. REPAIR rescales
     each channel of each layer so that on the data
 
-    .. math:: \text{mean} = \sum_i w_i \mu_i, \qquad \text{deviation} = \sum_i w_i \sigma_i
+        mean = sum_i w_i mu_i,    deviation = sum_i w_i sigma_i
 
-    where :math:`\mu_i` and :math:`\sigma_i` are those of the channel in end :math:`i`. With the mean :math:`m` and the
-    deviation :math:`s` that the channel has, this is :math:`y \leftarrow (y - m) \, \sigma / s + \mu`, which is folded
-    into the layer's own weight and bias: the architecture stays. A channel that does not vary is only shifted.
+    where mu_i and sigma_i are those of the channel in end i. With the mean m and the deviation s that the channel has,
+    this is y <- (y - m) deviation / s + mean, which is folded into the layer's own weight and bias: the architecture
+    stays. A channel that does not vary is only shifted.
 
     Layers are found in a recorded run, whatever modules they are in: linear maps, convolutions, products with
     parameters, and normalisations with weights. What cannot be changed for one layer alone (tied, shared, recurrent and
