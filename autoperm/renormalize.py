@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from .batch_norm import renormalize_batch_norm
+from .batch_norm import reestimate
 from .errors import SpecError
 from .evaluate import check_rereadable
 from .repair import Repair
@@ -43,8 +43,8 @@ class ReestimateBatchNorm:
         check_rereadable(self.data)
 
     def bind(self, models: Sequence[nn.Module], /) -> Renormalize:
-        """Return what renormalises a model; the ends do not matter."""
-        return lambda model, weights: renormalize_batch_norm(model, self.data, batches=self.batches)
+        """Return what renormalises a model in place; the ends do not matter."""
+        return lambda model, weights: reestimate(model, self.data, batches=self.batches)
 
 
 _NAMES: dict[str, Callable[[Iterable[Any]], Renormalizer]] = {"batch_norm": ReestimateBatchNorm, "repair": Repair}

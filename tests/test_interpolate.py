@@ -137,6 +137,14 @@ def test_renormalized_at_every_point_and_both_ends() -> None:
     assert max(errors) < 1e-14
 
 
+def test_renormalizing_makes_no_copy_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[nn.Module] = []
+    monkeypatch.setattr("copy.deepcopy", lambda *args, real=copy.deepcopy: made.append(args[0]) or real(*args))
+    a, b = net(0), net(1)
+    interpolate(a, b, weightless, points=5, renormalize="batch_norm", data=[inputs()])
+    assert [model for model in made if isinstance(model, nn.Module)] == [a]
+
+
 def test_extra_state_stays() -> None:
     class Extra(nn.Linear):
         def get_extra_state(self) -> dict[str, int]:
@@ -336,9 +344,7 @@ def test_what_is_no_model_and_no_evaluation() -> None:
         with pytest.raises(ArchitectureError, match=f"a model is needed, and got a {type(odd).__name__}; build"):
             interpolate(net(1), odd, weightless)  # type: ignore[arg-type]
     for loader in ([(inputs(), targets())], net(2)):
-        with pytest.raises(
-            EvaluationError, match=r"evaluate is a (list|Sequential), but must be.*Evaluator"
-        ):
+        with pytest.raises(EvaluationError, match=r"evaluate is a (list|Sequential), but must be.*Evaluator"):
             interpolate(net(0), net(1), loader)  # type: ignore[arg-type]
 
 
