@@ -48,7 +48,8 @@ class Evaluator:
             so they must not be generators. For metrics that are compared between models use the same data every
             time: neither random augmentation nor, with shuffling, ``drop_last``.
         loss: The loss, by default the cross entropy of logits: see :func:`~autoperm.metrics.cross_entropy`.
-        metrics: Others by name: functions ``f(output, target)`` like the loss, or a :class:`~autoperm.Metric`.
+        metrics: Others by name: functions ``f(output, target)`` like the loss, of which less is better unless they are
+            called ``"accuracy"``; or a :class:`~autoperm.Metric`.
 
     Raises:
         EvaluationError: If a loader can be read only once, is empty or does not yield ``(input, target)``, or if a
@@ -176,7 +177,10 @@ class Evaluator:
 
     def _all(self) -> dict[str, Metric]:
         named = {"loss": self.loss, "accuracy": top(1), **(self.metrics or {})}
-        return {name: each if isinstance(each, Metric) else Metric(each) for name, each in named.items()}
+        return {
+            name: each if isinstance(each, Metric) else Metric(each, higher_is_better=name == "accuracy")
+            for name, each in named.items()
+        }
 
     def _measure(self, pairs: Mapping[str, Iterable[tuple[Any, Any]]], seen: dict[str, int]) -> dict[str, float]:
         """Measure outputs and targets; check the numbers of samples against those seen before, and note them."""
