@@ -58,15 +58,17 @@ def get_renormalizer(renormalize: str | Renormalizer | None, data: Iterable[Any]
     """
     if renormalize is None:
         if data is not None:
-            names = " or ".join(f"'{name}'" for name in _NAMES)
-            raise SpecError(f"data is given, but only renormalize={names} reads it; add that, or leave data out")
+            named = " or ".join(f"'{name}'" for name in _NAMES)
+            raise SpecError(f"data is given, but only renormalize={named} reads it; add that, or leave data out")
         return None
+    names = ", ".join(f"'{name}'" for name in _NAMES)
     if not isinstance(renormalize, str):
+        if isinstance(renormalize, type) or not hasattr(renormalize, "bind"):
+            raise SpecError(f"renormalize is {renormalize!r}; choose {names}, or an object such as Repair(data)")
         if data is not None:
             raise SpecError("data is given, but the renormalizer holds its own; leave data out")
         return renormalize
     if renormalize not in _NAMES:
-        names = ", ".join(f"'{name}'" for name in _NAMES)
         raise SpecError(f"there is no renormalizer '{renormalize}'; choose {names}, or None")
     if data is None:
         raise SpecError(f"renormalize='{renormalize}' needs data=..., a loader of training data")

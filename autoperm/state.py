@@ -155,7 +155,7 @@ def check_finite(state: Mapping[str, Tensor], which: str) -> None:
         which: What the message calls it, for example ``"model A"``.
 
     Raises:
-        WeightsError: If a tensor has NaN or infinite values; the message counts them by name.
+        WeightsError: If a tensor has no values, or NaN or infinite ones; the message counts these by name.
 
     Example:
         >>> check_finite({"w": torch.tensor([1.0, float("nan")])}, "model A")
@@ -164,6 +164,9 @@ def check_finite(state: Mapping[str, Tensor], which: str) -> None:
           w: 1 of 2 values
         Load another checkpoint, or train again with a lower learning rate.
     """
+    empty = [name for name, tensor in state.items() if tensor.is_meta]
+    if empty:
+        raise WeightsError(f"{which} has tensors without values (device meta), such as '{empty[0]}'; load its weights")
     faults: list[str] = []
     for name, tensor in state.items():
         bad = int((~torch.isfinite(tensor)).sum()) if interpolates(tensor) else 0

@@ -171,6 +171,8 @@ def test_faults_are_named() -> None:
     curves = [bump(1.0), bump(2.0), bump(4.0)]
     with pytest.raises(SpecError, match="2 curves or more, and got 1"):
         mean_barrier(curves[:1])
+    with pytest.raises(SpecError, match="2 curves or more, and got 1"):
+        mean_barrier(curves[0])  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="and got 0"):
         mean_barrier([])
     with pytest.raises(SpecError, match="there are 3 curves, but pairs has 2 entries"):

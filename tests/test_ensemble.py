@@ -105,7 +105,7 @@ def test_faults_of_an_ensemble() -> None:
         Ensemble([])
     with pytest.raises(SpecError, match="1 weights for 2 models"):
         Ensemble([linear(0), linear(1)], [1.0])
-    with pytest.raises(SpecError, match="must not be negative"):
+    with pytest.raises(SpecError, match="must be finite and not negative"):
         Ensemble([linear(0), linear(1)], [-1.0, 2.0])
     with pytest.raises(SpecError, match="no ensemble of 'votes'; choose from 'logits', 'probabilities'"):
         Ensemble([linear(0)], of="votes")  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autoperm import Curve, PermutationSpec, align, discover, interpolate, lerp, slerp
+from autoperm import Curve, PermutationSpec, Repair, align, discover, interpolate, lerp, slerp
 from autoperm.errors import ArchitectureError, EvaluationError, SpecError, WeightsError
 from autoperm.evaluate import Evaluator
 from autoperm.metrics import top
@@ -337,6 +337,8 @@ def test_architectures_and_weights_are_checked() -> None:
         interpolate(net(0), broken, weightless)
     with pytest.raises(WeightsError, match="model A"):
         interpolate(broken, net(0), weightless)
+    with pytest.raises(WeightsError, match=r"model A has tensors without values \(device meta\), such as '0\.weight'"):
+        interpolate(net(0).to("meta"), net(1).to("meta"), weightless)
 
 
 def test_what_is_no_model_and_no_evaluation() -> None:
@@ -358,6 +360,9 @@ def test_renormalize_and_data_belong_together() -> None:
         interpolate(net(0), net(1), weightless, renormalize="batch_norm")
     with pytest.raises(SpecError, match="data is given"):
         interpolate(net(0), net(1), weightless, data=[inputs()])
+    for odd in (True, Repair, nn.Identity()):
+        with pytest.raises(SpecError, match=r"renormalize is .*; choose 'batch_norm', 'repair'.* Repair\(data\)"):
+            interpolate(net(0), net(1), weightless, renormalize=odd)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="'warp'; choose 'batch_norm'"):
         interpolate(net(0), net(1), weightless, renormalize="warp")
 
