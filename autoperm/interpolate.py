@@ -61,7 +61,8 @@ def interpolate(
         The metrics along the path.
 
     Raises:
-        ArchitectureError: If the models differ in names, shapes, dtypes, devices, index tables or tied weights.
+        ArchitectureError: If the models differ in names, shapes, dtypes, devices, index tables, tied weights or other
+            buffers, or have a spectral norm.
         WeightsError: If a model has NaN or infinite weights.
         EvaluationError: If ``evaluate`` returns something other than finite numbers by name, or other names at
             some points; or if a loader yields fewer samples than at the first one.

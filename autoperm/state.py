@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from .errors import ArchitectureError, WeightsError
 
@@ -116,6 +118,30 @@ def check_alike(models: Mapping[str, nn.Module]) -> None:
             raise ArchitectureError(f"{which} (B) does not fit {first} (A): {error}") from error
     for which, state in states.items():
         check_finite(state, which)
+    check_has_mean(next(iter(models.values())))
+
+
+def check_has_mean(model: nn.Module) -> None:
+    """Check that means of the tensors of such models make sense.
+
+    A spectral norm is estimated by two vectors, kept as buffers. Of two models they differ, often in sign, and their
+    mean gives a norm that may be smaller by any factor.
+
+    Raises:
+        ArchitectureError: If a module has a spectral norm.
+
+    Example:
+        >>> check_has_mean(nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)))
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _SpectralNorm) or any(
+            isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values()
+        ):
+            where = name.partition(".parametrizations.")[0] or type(model).__name__
+            raise ArchitectureError(
+                f"'{where}' has a spectral norm, whose estimate has no mean; fold it into the weights of all models "
+                "first: torch.nn.utils.parametrize.remove_parametrizations, or remove_spectral_norm if it is an old one"
+            )
 
 
 def check_same_indices(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:

@@ -18,7 +18,7 @@ from .evaluate import Evaluator, is_mapping
 from .metrics import checked
 from .renormalize import Renormalizer
 from .resume import Journal
-from .state import check_finite, check_same_indices, interpolates, tensors
+from .state import check_finite, check_has_mean, check_same_indices, interpolates, tensors
 
 Evaluate = Callable[[nn.Module], Mapping[str, float | Tensor]]
 """``evaluate(model)``: metrics by name, each a number."""
@@ -66,7 +66,7 @@ class Walker:
 
     def __init__(self, models: Sequence[nn.Module], route: Route = "lerp") -> None:
         self._states = [tensors(model) for model in models]
-        self._check()
+        self._check(models)
         parameters = {name for name, _ in models[0].named_parameters(remove_duplicate=False)}
         # A dictionary keeps its order, so that the sum over all weights is the same in every process.
         self._arc = dict.fromkeys(name for name in self._states[0] if name in parameters and route == "slerp")
@@ -75,7 +75,7 @@ class Walker:
         self._in_place = _only_copies(self._model)
         for i in range(1, len(models)):
             self.to(tuple(float(i == j) for j in range(len(models))))
-            self._check_loaded(i)
+            self._check_loaded(i, models[i])
 
     def to(self, weights: Sequence[float]) -> nn.Module:
         """Return the copy at a point, in eval mode; it is moved on at the next call.
@@ -117,8 +117,9 @@ class Walker:
             self._angles[i, j] = angle(self._states[i], self._states[j], self._arc)
         return self._angles[i, j]
 
-    def _check(self) -> None:
+    def _check(self, models: Sequence[nn.Module]) -> None:
         check_same_architectures(self._states)
+        check_has_mean(models[0])
         two = len(self._states) == 2
         for i, state in enumerate(self._states):
             try:
@@ -127,14 +128,22 @@ class Walker:
                 raise error if two else ArchitectureError(f"between model 0 (A) and model {i} (B): {error}") from error
             check_finite(state, f"model {'AB'[i]}" if two else f"model {i}")
 
-    def _check_loaded(self, i: int) -> None:
+    def _check_loaded(self, i: int, model: nn.Module) -> None:
+        a, b = ("model A", "model B") if len(self._states) == 2 else ("model 0", f"model {i}")
         state, loaded = self._states[i], tensors(self._model)
         changed = [name for name in state if interpolates(state[name]) and not torch.equal(loaded[name], state[name])]
         if changed:
-            a, b = ("model A", "model B") if len(self._states) == 2 else ("model 0", f"model {i}")
             raise ArchitectureError(
                 f"a copy of {a} does not hold the values of {_quoted(changed)} in {b} after loading them: these share "
                 f"memory with other tensors in {a} (tied weights) but not in {b}. Tie the same weights in both."
+            )
+        buffers, held = dict(model.named_buffers()), dict(self._model.named_buffers())
+        both = [name for name in buffers if name in held and name not in state and _alike(buffers[name], held[name])]
+        other = [name for name in both if not torch.allclose(held[name], buffers[name], 0.0, 0.0, equal_nan=True)]
+        if other:
+            raise ArchitectureError(
+                f"a copy of {a} does not hold the buffers {_quoted(other)} of {b} after loading its state dict, which "
+                "lacks them (persistent=False), so that the path would not end at it. Make them persistent, or equal"
             )
 
 
