@@ -101,8 +101,12 @@ def test_half_precision_stays() -> None:
 
 
 def test_faults_of_an_ensemble() -> None:
-    with pytest.raises(ArchitectureError, match="one model or more"):
+    with pytest.raises(ArchitectureError, match="one model or more, and got none"):
         Ensemble([])
+    for model in (linear(0), nn.Sequential(linear(0), linear(1))):
+        with pytest.raises(ArchitectureError, match=r"a list of one model or more, and got a (Linear|Sequential)"):
+            Ensemble(model)  # type: ignore[arg-type]
+    assert len(Ensemble(nn.ModuleList([linear(0), linear(1)])).models) == 2
     with pytest.raises(SpecError, match="1 weights for 2 models"):
         Ensemble([linear(0), linear(1)], [1.0])
     with pytest.raises(SpecError, match="must be finite and not negative"):
