@@ -61,6 +61,12 @@ def test_it_is_the_weighted_mean(weights: list[float]) -> None:
     torch.testing.assert_close(Ensemble(models, weights, of="probabilities")(x).exp(), mean)
 
 
+def test_classes_are_on_the_last_axis() -> None:
+    tokens = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shares = (linear(0)(tokens).softmax(-1) + linear(1)(tokens).softmax(-1)) / 2
+    torch.testing.assert_close(Ensemble([linear(0), linear(1)], of="probabilities")(tokens).exp(), shares)
+
+
 @pytest.mark.parametrize("of", ["logits", "probabilities"])
 def test_one_model_votes_as_it_says(of: Any) -> None:
     x = inputs()
@@ -151,8 +157,15 @@ def test_several_loaders() -> None:
 
 def test_a_loader_that_shuffles_is_found_out() -> None:
     loader = DataLoader(TensorDataset(inputs(), torch.arange(20) % 4), batch_size=20, shuffle=True)
-    with pytest.raises(EvaluationError, match="do not shuffle"):
+    with pytest.raises(EvaluationError, match=r"the loader 'test' gave model B other targets.*do not shuffle"):
         ensemble_curve(linear(0), linear(1), Evaluator({"test": loader}))
+    with pytest.raises(EvaluationError, match="the loader gave model B other targets"):
+        ensemble_curve(linear(0), linear(1), Evaluator(loader))
+
+
+def test_what_a_path_of_ensembles_needs() -> None:
+    with pytest.raises(SpecError, match="no ensemble of 'votes'"):
+        ensemble_curve(linear(0), linear(1), evaluator(), of="votes")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="points is 1"):
         ensemble_curve(linear(0), linear(1), evaluator(), points=1)
 
