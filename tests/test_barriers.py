@@ -144,6 +144,9 @@ def test_models_with_more_pairs_than_others() -> None:
     found = mean_barrier([bump(float(i)) for i in range(6)], pairs=pairs)
     assert found.value == 2.5
     assert found.low < 2.5 < found.high
+    few = mean_barrier([bump(height) for height in (1.0, 5.0, 2.0, 4.0)], pairs=[(0, 1), (0, 2), (1, 2), (2, 3)])
+    assert few.method == "t"
+    assert (few.low + few.high) / 2 == pytest.approx(few.value)
 
 
 # --- one method against another -----------------------------------------------------------------------------------
