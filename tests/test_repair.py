@@ -353,6 +353,13 @@ def test_weights_that_do_not_fit(weights: tuple[float, ...]) -> None:
         repair(models[0], models, data, weights)
 
 
+def test_weights_in_a_tensor() -> None:
+    models, data = family("mlp")
+    model = average(models, (0.25, 0.75))
+    found, expected = (repair(model, models, data, weights) for weights in (torch.tensor([0.25, 0.75]), (0.25, 0.75)))
+    torch.testing.assert_close(found.model.state_dict(), expected.model.state_dict())
+
+
 def test_bad_input() -> None:
     models, data = family("mlp")
     other = family("mlp_functional")[0][0]

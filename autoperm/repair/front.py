@@ -146,4 +146,5 @@ def repair(
         raise SpecError("there are no ends, whose statistics are the targets")
     check_same_architecture(tensors(ends[0]), tensors(model))
     options = Repair(data, batches=batches, layers=layers, bias=bias, tolerance=tolerance)
-    return options.bind(ends).repair(copy_model(model), weights or [1 / len(ends)] * len(ends))
+    shares = [1 / len(ends)] * len(ends) if weights is None else [float(weight) for weight in weights]
+    return options.bind(ends).repair(copy_model(model), shares)
