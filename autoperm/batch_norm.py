@@ -10,9 +10,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .batches import input_in, to_device
 from .copies import copy_model
 from .errors import ArchitectureError, EvaluationError, SpecError
-from .evaluate import call, device_of, evaluating, is_sequence, to_device
+from .evaluate import call, device_of, evaluating
 
 BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm
 
@@ -73,7 +74,7 @@ def reestimate(model: nn.Module, loader: Iterable[Any], *, batches: int | None =
         stack.enter_context(evaluating(model))
         means = [stack.enter_context(_mean_of(norm, name)) for name, norm in norms.items()]
         for batch in islice(loader, batches):
-            call(model, to_device(_input(batch), device))
+            call(model, to_device(input_in(batch), device))
             read += 1
     if read == 0:
         raise EvaluationError("the loader yielded no batches, so there are no statistics to estimate")
@@ -133,11 +134,3 @@ def _mean_of(norm: BatchNorm, name: str) -> Generator[_Mean]:
         norm.momentum = momentum
         for hook in hooks:
             hook.remove()
-
-
-def _input(batch: Any) -> Any:
-    if not is_sequence(batch):
-        return batch
-    if not batch:
-        raise EvaluationError("the loader yielded an empty tuple; a batch is an input, or a tuple that begins with it")
-    return batch[0]

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from torch import nn
 
 from .batch_norm import reestimate
+from .batches import check_rereadable
 from .errors import SpecError
-from .evaluate import check_rereadable
 from .repair import Repair
 
 Renormalize = Callable[[nn.Module, Sequence[float]], nn.Module]

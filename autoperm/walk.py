@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .batches import is_mapping
 from .blend import angle, arc_into, check_same_architectures, mean_into
 from .copies import copy_model, forget_caches
 from .errors import ArchitectureError, EvaluationError, SpecError
-from .evaluate import Evaluator, is_mapping
+from .evaluate import Evaluator
 from .metrics import checked
 from .renormalize import Renormalizer
 from .resume import Journal

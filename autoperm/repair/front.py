@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from ..batches import check_rereadable
 from ..copies import copy_model
 from ..errors import SpecError
-from ..evaluate import check_rereadable
 from ..state import check_same_architecture, tensors
 from .biases import MissingBias, check_choice
 from .bound import BoundRepair
