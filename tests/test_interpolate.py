@@ -467,6 +467,12 @@ def test_barriers_by_hand(loss: tuple[float, ...], mean: float, chord: float) ->
     assert made(*loss).barrier(reference="chord") == chord
 
 
+def test_a_chord_goes_through_both_ends_exactly() -> None:
+    curve = Curve((0.0, 0.5, 1.0), {"loss": (0.7, 0.0, 0.1)})
+    assert 0.7 + (0.1 - 0.7) < 0.1  # what rounding would make of it
+    assert curve.barrier(reference="chord") == 0.0
+
+
 @given(values, values, st.floats(0, 1e3), st.integers(2, 30))
 def test_a_convex_curve_has_no_chord_barrier(start: float, end: float, bend: float, points: int) -> None:
     curve = made(*((1 - lam) * start + lam * end - bend * lam * (1 - lam) for lam in line(points)))
