@@ -101,6 +101,7 @@ class Walker:
                 # The model's own state dict adds the entries that are not tensors, without which a strict load fails.
                 self._model.load_state_dict({**self._model.state_dict(), **held})
         forget_caches(self._model)
+        self._model.zero_grad()
         return self._model.eval()
 
     def _write(self, held: Mapping[str, Tensor], weights: Sequence[float]) -> None:

@@ -221,6 +221,20 @@ def test_evaluate_may_replace_tensors_but_not_convert_them() -> None:
         interpolate(a, b, lambda model: {"loss": float(len(list(model.half().modules())))}, points=3)
 
 
+def test_gradients_do_not_outlive_their_point() -> None:
+    def slope(model: nn.Module) -> dict[str, float]:
+        (model(torch.ones(1, 1)) ** 2).sum().backward()
+        gradient = model.get_parameter("weight").grad
+        assert gradient is not None
+        return {"slope": gradient.item()}
+
+    a, b = (nn.Linear(1, 1, bias=False) for _ in "ab")
+    a.weight.data.fill_(0.0)
+    b.weight.data.fill_(4.0)
+    assert interpolate(a, b, slope, points=3).metrics["slope"] == (0.0, 4.0, 8.0)
+    assert a.weight.grad is None
+
+
 def test_a_cache_does_not_outlive_its_point() -> None:
     class Cached(nn.Linear):
         cache: Tensor | None = None
