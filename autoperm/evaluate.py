@@ -76,6 +76,9 @@ class Evaluator:
             raise EvaluationError("the data is an empty dictionary; give at least one loader")
         for loader in self.loaders.values():
             check_rereadable(loader)
+        if not is_mapping(self.metrics or {}):
+            what = type(self.metrics).__name__
+            raise EvaluationError(f"metrics is a {what}, but must be a dictionary of functions by name")
         for name, metric in (self.metrics or {}).items():
             if name == "loss" or not isinstance(name, str):
                 raise EvaluationError(f"a metric is called {name!r}; give the loss as loss=, and others under a name")
