@@ -273,6 +273,11 @@ def test_patterns_of_tensors_modules_and_factors() -> None:
     assert select("h", state, spec) == ("layer1.0.weight", "layer1.0.bias", "layer1.1.weight")
 
 
+def test_tensors_without_entries_share_no_memory() -> None:
+    state = {"a": torch.zeros(0), "b": torch.zeros(0), "c": torch.zeros(1)}
+    assert select(["a"], state) == ("a",)
+
+
 def test_a_pattern_that_chooses_nothing_lists_names_near_it() -> None:
     a, b = mlp(0), mlp(1)
     with pytest.raises(SpecError, match=r"called '0\.wieght'; near it are '0\.weight'"):

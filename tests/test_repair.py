@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from autoperm import Evaluator, Repair, discover, interpolate, lerp, repair
 from autoperm.errors import ActivationsError, ArchitectureError, EvaluationError, SpecError
 from autoperm.repair import Repaired
-from autoperm.repair.statistics import Statistics
+from autoperm.repair.course import Course
+from autoperm.repair.statistics import Statistics, Target
 
 WITHOUT_BATCH_NORM = (
     "mlp mlp_functional residual_mlp layernorm_mlp mixture_dense mixture_topk depthwise_groupnorm groupnorm "
@@ -351,6 +352,22 @@ def test_weights_that_do_not_fit(weights: tuple[float, ...]) -> None:
     models, data = family("mlp")
     with pytest.raises(SpecError, match="must be 2 numbers of at least 0 that sum to 1"):
         repair(models[0], models, data, weights)
+
+
+def test_means_count_as_deviations_do() -> None:
+    models, data = family("mlp")
+    bound = Repair(data).bind(models)
+    shifted = copy.deepcopy(models[0]).eval()
+    first = bound.runs.layers[0]
+    assert first.bias is not None
+    first.bias.within(shifted).add_(1.0)
+    course = Course(
+        bound.runs, shifted, {layer: Target.between([bound.totals[0][layer]], [1.0]) for layer in bound.runs.layers}
+    )
+    course.check()
+    layer = course.described()[0]
+    torch.testing.assert_close(course.found[first].deviation, course.targets[first].deviation)
+    assert layer.error == pytest.approx(float((1 / course.targets[first].deviation).max()))
 
 
 def test_weights_in_a_tensor() -> None:
