@@ -10,9 +10,8 @@ from torch import nn
 from tqdm import tqdm
 
 from .errors import EvaluationError, SpecError
-from .evaluate import Evaluator
 from .results import Result, check_metrics
-from .walk import Evaluate, numbers
+from .walk import Evaluate, measuring, numbers
 
 
 @dataclass(frozen=True)
@@ -119,7 +118,7 @@ def compare(
         raise EvaluationError("there are no models to compare; give a dictionary such as {'A': a, 'merged': merged}")
     if isinstance(higher_is_better, str):
         raise SpecError(f"higher_is_better is the string '{higher_is_better}'; give a tuple: ('{higher_is_better}',)")
-    measure = evaluate.same_data() if isinstance(evaluate, Evaluator) else evaluate
+    measure = measuring(evaluate)
     rows: dict[str, dict[str, float]] = {}
     for name, model in tqdm(models.items(), desc="compare", unit="model", disable=not progress):
         try:

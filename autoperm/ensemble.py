@@ -51,6 +51,8 @@ class Ensemble(nn.Module):
         self, models: Iterable[nn.Module], weights: Sequence[float] | None = None, *, of: Of = "logits"
     ) -> None:
         super().__init__()
+        if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
+            raise ArchitectureError("an ensemble needs a list of models, and got a model")
         self.models = nn.ModuleList(models)
         if not self.models:
             raise ArchitectureError("an ensemble needs one model or more")

@@ -9,10 +9,11 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from .errors import EvaluationError
 from .metrics import Measure, Metric, Tally, classifies, cross_entropy, logits, top
+from .state import check_model
 
 Loss = Callable[[Any, Any], Tensor]
 """``loss(output, target)``: a scalar tensor, the mean over the batch."""
@@ -74,6 +75,10 @@ class Evaluator:
             raise EvaluationError("the data is an empty dictionary; give at least one loader")
         for loader in self.loaders.values():
             check_rereadable(loader)
+        if not isinstance(self.loss, Metric) and (isinstance(self.loss, type) or not callable(self.loss)):
+            raise EvaluationError(f"the loss is {self.loss!r}; give a function f(output, target), or a Metric")
+        if self.metrics is not None and not is_mapping(self.metrics):
+            raise EvaluationError(f"metrics is a {type(self.metrics).__name__}; give a dictionary name -> metric")
         for name, metric in (self.metrics or {}).items():
             if name == "loss" or not isinstance(name, str):
                 raise EvaluationError(f"a metric is called {name!r}; give the loss as loss=, and others under a name")
@@ -268,6 +273,7 @@ def evaluating(model: nn.Module) -> Generator[None, None, None]:
         >>> model[0].training, model[1].training
         (True, False)
     """
+    check_model(model)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -327,7 +333,7 @@ def check_rereadable(loader: Iterable[Any]) -> None:
 
 
 def check_readable(loader: object) -> None:
-    """Check that a loader can be read.
+    """Check that a loader can be read, and is no tensor or data set, which would yield single samples.
 
     Raises:
         EvaluationError: If there are no batches to take from it, as from a number or a model.
@@ -341,6 +347,10 @@ def check_readable(loader: object) -> None:
         raise EvaluationError(
             f"the data is a {type(loader).__name__}, from which no batches can be read; "
             "give a DataLoader or a list of batches"
+        )
+    if isinstance(loader, Tensor) or (isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)):
+        raise EvaluationError(
+            f"the data is a {type(loader).__name__}, not batches; give a DataLoader or a list of batches"
         )
 
 
@@ -374,6 +384,11 @@ def pair(batch: Any) -> tuple[Any, Any]:
         >>> pair([1, 2])
         (1, 2)
     """
+    if is_mapping(batch):
+        raise EvaluationError(
+            f"the loader yielded a {type(batch).__name__}, not a pair; inputs by name need a target beside it: "
+            "(inputs, target)"
+        )
     if not is_sequence(batch) or len(batch) != 2:
         raise EvaluationError(
             f"the loader yielded a {type(batch).__name__}, not a pair (input, target); "

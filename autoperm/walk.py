@@ -166,11 +166,11 @@ def walk(
     """
     if route not in ROUTES:
         raise SpecError(f"there is no path '{route}'; choose from {_quoted(ROUTES)}")
+    measure = measuring(evaluate)
     walker = Walker(models, route)
     kept = None if journal is None else journal()
     rows = [] if kept is None else kept.rows[: len(stops)]
     finish = renormalizer.bind(models) if renormalizer is not None and len(rows) < len(stops) else None
-    measure = evaluate.same_data() if isinstance(evaluate, Evaluator) else evaluate
     left = stops[len(rows) :]
     for stop in tqdm(left, "interpolate", len(stops), initial=len(rows), unit="point", disable=not progress):
         try:
@@ -210,6 +210,25 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 
 def _alike(x: Tensor, y: Tensor) -> bool:
     return x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
+
+
+def measuring(evaluate: Evaluate) -> Evaluate:
+    """Return what evaluates one model after another, an :class:`~autoperm.Evaluator` on the same data each time.
+
+    Raises:
+        EvaluationError: If it cannot be called.
+
+    Example:
+        >>> measuring([])
+        Traceback (most recent call last):
+        autoperm.errors.EvaluationError: evaluate is a list; give a function model -> metrics, such as ...
+    """
+    if not callable(evaluate):
+        raise EvaluationError(
+            f"evaluate is a {type(evaluate).__name__}; give a function model -> metrics, such as "
+            "autoperm.Evaluator(loader)"
+        )
+    return evaluate.same_data() if isinstance(evaluate, Evaluator) else evaluate
 
 
 def numbers(metrics: object) -> dict[str, float]:

@@ -199,7 +199,7 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
 
 
 def test_errors() -> None:
-    with pytest.raises(SpecError, match="no curves"):
+    with pytest.raises(SpecError, match="nothing to draw"):
         plot.curve({})
     with pytest.raises(SpecError, match="the curve 'b' has no metric 'risk'; it has 'loss', 'accuracy'"):
         plot.curve({"b": NAIVE}, metrics=["risk"])

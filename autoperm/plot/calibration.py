@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..calibration import Reliability
 from ..errors import SpecError
-from .style import Look, figure_of, given_panels, legend, looks, new_figure, plain, title_of
+from .style import Look, by_label, figure_of, given_panels, legend, looks, new_figure, plain, title_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,9 +48,7 @@ def reliability(
         >>> [text.get_text() for text in figure.legends[0].get_texts()]
         ['A (ECE 0.188)', 'calibrated']
     """
-    named = {"": curves} if isinstance(curves, Reliability) else dict(curves)
-    if not named:
-        raise SpecError("there are no reliability curves to draw; give one, or a dictionary label -> Reliability")
+    named = by_label(curves, Reliability)
     kinds = {item.kind for item in named.values()}
     if len(kinds) > 1:
         raise SpecError(f"the reliability curves are of different kinds, {', '.join(sorted(kinds))}; draw each alone")

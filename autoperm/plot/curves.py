@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..curves import Curve, Reference
 from ..errors import SpecError
-from .style import SMALL, Look, figure_of, legend, letters, looks, new_panels, plain, title_of
+from .style import SMALL, Look, by_label, figure_of, legend, letters, looks, new_panels, plain, title_of
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -66,7 +66,7 @@ def curve(
         >>> [axes.get_ylabel() for axes in figure.axes]
         ['loss']
     """
-    named = {"": curves} if isinstance(curves, Curve) else dict(curves)
+    named = by_label(curves, Curve)
     nodes = _nodes(named)
     groups = _panels(_metrics(named, metrics))
     panels = new_panels(len(groups), axes, "metrics")
@@ -92,8 +92,6 @@ def curve(
 
 
 def _nodes(curves: Mapping[str, Curve]) -> tuple[float, ...]:
-    if not curves:
-        raise SpecError("there are no curves to draw; give a Curve, or a dictionary label -> Curve")
     (label, first), *others = curves.items()
     for other, item in others:
         if item.nodes != first.nodes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import SpecError
 from ..surface import Surface
-from .style import SMALL, figure_of, letters, missing_matplotlib, new_panels
+from .style import SMALL, by_label, figure_of, letters, missing_matplotlib, new_panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -70,9 +70,7 @@ def surface(
         from matplotlib.tri import Triangulation
     except ModuleNotFoundError as error:
         raise missing_matplotlib() from error
-    named = {"": surfaces} if isinstance(surfaces, Surface) else dict(surfaces)
-    if not named:
-        raise SpecError("there are no surfaces to draw; give a Surface, or a dictionary label -> Surface")
+    named = by_label(surfaces, Surface)
     faces = {label: _face(item, metric, models, label) for label, item in named.items()}
     corners = _chosen(next(iter(named.values())), models)
     called = [letters(max(corners) + 1)[i] for i in corners] if names is None else list(names)
