@@ -36,6 +36,9 @@ benchmark: $(STAMP)
 	$(BIN)/python benchmarks/recovery.py --cache .benchmarks --page docs/benchmarks.md
 	$(BIN)/python benchmarks/optima.py --cache .benchmarks --data $(DATA) --page docs/benchmarks.md
 	$(BIN)/python benchmarks/barriers.py --cache .benchmarks --data $(DATA) --page docs/benchmarks.md
+	$(BIN)/python benchmarks/repair.py --cache .benchmarks --data $(DATA) --page docs/benchmarks.md \
+		--picture docs/images/cifar-repair.png
+	$(BIN)/python benchmarks/paths.py --page docs/benchmarks.md
 	$(BIN)/python benchmarks/digits.py --cache .benchmarks
 
 # Models of the zoo, in an environment of their own: its pins, and no package beside torch's CPU build pulls in another.

@@ -48,8 +48,8 @@ def interpolate(
         path: ``"lerp"`` for the straight line above; ``"slerp"`` for the arc of :func:`~autoperm.slerp` between the
             parameters, while buffers are still interpolated linearly.
         renormalize: What repairs the statistics of the model at every point, both ends included, before it is
-            evaluated: a name, such as ``"batch_norm"`` (see :func:`~autoperm.renormalize_batch_norm`), or a
-            :class:`~autoperm.Renormalizer`.
+            evaluated: ``"batch_norm"`` (see :func:`~autoperm.renormalize_batch_norm`), ``"repair"`` (see
+            :class:`~autoperm.Repair`), or a :class:`~autoperm.Renormalizer`.
         data: Batches of training data for a ``renormalize`` by name, which can be read more than once.
         higher_is_better: Names of the metrics for which more is better; by default those that ``evaluate`` names in
             an attribute ``higher_is_better``, as an Evaluator does, else ``"accuracy"``.

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from statistics import mean
@@ -23,6 +23,7 @@ import barriers
 import torch
 from barriers import Pair
 from digits_models import Data, load
+from matplotlib.figure import Figure
 from page import fill, table
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -217,6 +218,31 @@ HEAD = [
 ]
 
 
+LOOKS = {
+    "naive": ("identity", "naive"),
+    "aligned": ("activation", "aligned"),
+    "aligned + re-estimated": ("activation", "re-estimated"),
+    "aligned + REPAIR": ("activation", "REPAIR"),
+}
+"""What the picture shows, by the names that plots know."""
+
+
+def picture(args: argparse.Namespace, case: Case) -> Figure:
+    """Draw the mean of CIFAR-10's pairs along the path."""
+    labels = {"loss": "test loss (nats)", "accuracy": "test accuracy"}
+    drawn = {look: mean_curve(curves(args, "cifar", case, *choice)) for look, choice in LOOKS.items()}
+    return autoperm.plot.curve(drawn, labels=labels)
+
+
+def mean_curve(found: Sequence[Curve]) -> Curve:
+    """Return the mean over pairs, position by position."""
+    metrics = {
+        name: tuple(mean(values) for values in zip(*(curve.metrics[name] for curve in found), strict=True))
+        for name in found[0].metrics
+    }
+    return Curve(found[0].lam, metrics, found[0].higher_is_better)
+
+
 def main() -> None:
     """Compute what is not there yet, and write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -226,17 +252,21 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=4, help="of the digits")
     parser.add_argument("--points", type=int, default=11, help="on a path, ends included")
     parser.add_argument("--page", type=Path, help="a page to write the tables into; they are printed too")
+    parser.add_argument("--picture", type=Path, help="where to save a picture of CIFAR-10's paths")
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
+    cases = find_cases(args)
     parts = [
         f"### {case.title}, {len(case.pairs)} pairs\n\n{table(HEAD, rows(args, name, case))}"
-        for name, case in find_cases(args).items()
+        for name, case in cases.items()
     ]
     text = "\n".join(parts)
     print(text)
     if args.page is not None:
         fill(args.page, "repair", text)
+    if args.picture is not None and "cifar" in cases:
+        picture(args, cases["cifar"]).savefig(args.picture, dpi=150)
 
 
 if __name__ == "__main__":
