@@ -59,7 +59,7 @@ def renormalize_batch_norm(model: nn.Module, loader: Iterable[Any], *, batches: 
     if not norms:
         raise ArchitectureError(
             f"{type(model).__name__} has no BatchNorm layer with running statistics, so there is nothing to "
-            "renormalize; interpolate without renormalize='batch_norm'"
+            "re-estimate; leave renormalize='batch_norm' out, or take 'repair'"
         )
     momenta = {name: norm.momentum for name, norm in norms.items()}
     hooks = [norm.register_forward_pre_hook(_restart(name), with_kwargs=True) for name, norm in norms.items()]

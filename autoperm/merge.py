@@ -184,9 +184,10 @@ def split_data(
     """
     reads = isinstance(matcher, str) and takes(matcher, "data")
     named = isinstance(renormalize, str)
+    renormalizer = get_renormalizer(renormalize, data if named else None)
     if data is not None and not reads and not named:
         raise SpecError("data is given, but no matcher or renormalizer that is named reads it; leave it out")
-    return data if reads else None, get_renormalizer(renormalize, data if named else None)
+    return data if reads else None, renormalizer
 
 
 def _align(

@@ -62,6 +62,8 @@ def get_renormalizer(renormalize: str | Renormalizer | None, data: Iterable[Any]
             raise SpecError(f"data is given, but only renormalize={names} reads it; add that, or leave data out")
         return None
     if not isinstance(renormalize, str):
+        if isinstance(renormalize, type) or not hasattr(renormalize, "bind"):
+            raise SpecError(f"{renormalize!r} does not renormalize; give a name, or an object such as Repair(data)")
         if data is not None:
             raise SpecError("data is given, but the renormalizer holds its own; leave data out")
         return renormalize

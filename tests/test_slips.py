@@ -127,3 +127,16 @@ def test_what_is_drawn_in_a_trend_is_an_estimate() -> None:
         plot.trend([1, 2], {"aligned": [0.5, 0.25]}, xlabel="width")  # type: ignore[list-item]
     with pytest.raises(SpecError, match="there is something of type Estimate; give a list, one Estimate for each x"):
         plot.trend([1], ESTIMATE, xlabel="width")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("given", [True, autoperm.Repair, [INPUTS]])
+def test_a_renormalizer_is_a_name_or_an_object(given: Any) -> None:
+    with pytest.raises(SpecError, match=r"does not renormalize; give a name, or an object such as Repair\(data\)"):
+        interpolate(A, B, EVALUATE, renormalize=given)
+    with pytest.raises(SpecError, match="does not renormalize"):
+        merge([A, B], renormalize=given, data=[INPUTS])
+
+
+def test_one_model_is_no_list_of_ends() -> None:
+    with pytest.raises(ArchitectureError, match="needs a list of the models that the model is between, and got a mo"):
+        repair(A, B, [INPUTS])  # type: ignore[arg-type]
