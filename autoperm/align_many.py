@@ -20,7 +20,7 @@ from .matching.match import course, name_of, permutation_of
 from .permutation import Permutation
 from .report import table
 from .spec import PermutationSpec
-from .state import check_finite, check_same_architecture, tensors
+from .state import check_finite, check_same_architecture, several, tensors
 from .trace import trace
 
 
@@ -115,9 +115,7 @@ def align_many(
     Cycle-Consistent Multi-Model Merging*, NeurIPS 2024, for the universe.
     """
     chosen = get_many_matcher(matcher, data=data, loss=loss, progress=progress)
-    if isinstance(models, nn.Module) or len(models) < 2:
-        what = "one model" if isinstance(models, nn.Module) else f"{len(models)} model{'s' * (len(models) != 1)}"
-        raise ArchitectureError(f"align_many needs a list of 2 models or more, and got {what}")
+    models = several(models)
     states = [tensors(model) for model in models]
     for i, state in enumerate(states):
         try:

@@ -135,9 +135,10 @@ def mean_barrier(
         raise SpecError(f"confidence is {confidence}, but must be between 0 and 1, such as 0.95")
     if resamples < 1:
         raise SpecError(f"resamples is {resamples}, but must be at least 1")
-    if len(curves) < 2:
+    if isinstance(curves, Curve) or len(curves) < 2:
+        count = 1 if isinstance(curves, Curve) else len(curves)
         raise SpecError(
-            f"an interval needs 2 curves or more, and got {len(curves)}: one pair does not show how much pairs differ"
+            f"an interval needs 2 curves or more, and got {count}: one pair does not show how much pairs differ"
         )
     values = _barriers(curves, metric, reference)
     if minus is not None:

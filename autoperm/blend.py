@@ -150,12 +150,15 @@ def barycentric(weights: Sequence[float] | None, count: int) -> tuple[float, ...
         >>> barycentric((1, 1, 2), 3)
         (0.25, 0.25, 0.5)
     """
-    given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    try:
+        given = [1.0] * count if weights is None else [float(weight) for weight in weights]
+    except (TypeError, ValueError) as error:
+        raise SpecError(f"the weights are {weights!r}, but must be {count} numbers, one for each model") from error
     if len(given) != count:
         raise SpecError(f"there are {len(given)} weights for {count} models; give one for each")
     total = sum(given)
-    if not all(math.isfinite(weight) and weight >= 0.0 for weight in given) or total == 0.0:
-        raise SpecError(f"the weights of a mean must not be negative, nor all 0, but are {tuple(given)}")
+    if not all(weight >= 0.0 for weight in given) or not math.isfinite(total) or total == 0.0:
+        raise SpecError(f"the weights of a mean must be finite and not negative, nor all 0, but are {tuple(given)}")
     return tuple(weight / total for weight in given)
 
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from .errors import EvaluationError, SpecError
 from .results import Result, check_metrics
-from .walk import Evaluate, measuring, numbers
+from .walk import Evaluate, better, measuring, numbers
 
 
 @dataclass(frozen=True)
@@ -114,10 +114,10 @@ def compare(
         A           4          8*
         B          2*           8
     """
-    if not models:
-        raise EvaluationError("there are no models to compare; give a dictionary such as {'A': a, 'merged': merged}")
-    if isinstance(higher_is_better, str):
-        raise SpecError(f"higher_is_better is the string '{higher_is_better}'; give a tuple: ('{higher_is_better}',)")
+    if not isinstance(models, Mapping) or not models:
+        what = "an empty one" if isinstance(models, Mapping) else f"a {type(models).__name__}"
+        raise EvaluationError(f"compare needs a dictionary of models, such as {{'A': a, 'B': b}}, and got {what}")
+    higher_is_better = better(evaluate, higher_is_better)
     measure = measuring(evaluate)
     rows: dict[str, dict[str, float]] = {}
     for name, model in tqdm(models.items(), desc="compare", unit="model", disable=not progress):
@@ -132,7 +132,5 @@ def compare(
                 f"evaluate returned the metrics {', '.join(map(repr, row))} for model '{name}', but "
                 f"{', '.join(map(repr, first))} for model '{next(iter(rows))}'; return the same metrics for every model"
             )
-    if higher_is_better is None:
-        higher_is_better = getattr(evaluate, "higher_is_better", ("accuracy",))
     metrics = {metric: tuple(row[metric] for row in rows.values()) for metric in first}
-    return Comparison(tuple(rows), metrics, tuple(higher_is_better))
+    return Comparison(tuple(rows), metrics, higher_is_better)

@@ -7,6 +7,7 @@ or a bias for each class repairs it too, without a second network.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -44,7 +45,7 @@ class Corrected(nn.Module):
         self.model = model
         self.register_buffer("temperature", temperature.detach().to(device_of(model)))
         self.register_buffer("bias", bias.detach().to(device_of(model)))
-        self.train(model.training)
+        self.training = model.training  # not self.train(mode), which would reach into the model
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """Return the corrected logits, in the type of the model's."""
@@ -92,9 +93,12 @@ def fit_temperature(model: nn.Module, loader: Iterable[Any]) -> Corrected:
 
     found, targets = _held_out(model, loader)
     true = found.gather(-1, targets[:, None]).squeeze(-1)
+    ruled_out = found.isneginf()
+    finite = found.masked_fill(ruled_out, 0.0)
 
     def slope(inverse: float) -> float:  # of the cross entropy in 1/T
-        return float((((inverse * found).softmax(-1) * found).sum(-1) - true).mean())
+        shares = (inverse * finite).masked_fill(ruled_out, -math.inf).softmax(-1)
+        return float(((shares * finite).sum(-1) - true).mean())
 
     if bool((true == found.amax(-1)).all()):
         raise EvaluationError(
@@ -197,7 +201,14 @@ def correct_prior(
 
 def _held_out(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Tensor]:
     predictions = predict(model, loader)
-    return labelled(predictions.outputs, predictions.targets)
+    found, targets = labelled(predictions.outputs, predictions.targets)
+    impossible = int(found.gather(-1, targets[:, None]).isneginf().sum())
+    if impossible:
+        raise EvaluationError(
+            f"logits of -inf rule out the true class of {impossible} of {len(targets)} samples, so that the cross "
+            "entropy is infinite whatever the correction; leave these samples out, or do not mask their classes"
+        )
+    return found, targets
 
 
 def _shares(counts: Sequence[float] | Tensor, which: str) -> Tensor:

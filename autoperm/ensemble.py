@@ -52,10 +52,11 @@ class Ensemble(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(models, nn.Module) and not isinstance(models, nn.ModuleList):
-            raise ArchitectureError("an ensemble needs a list of models, and got a model")
+            # The layers of an nn.Sequential would be taken for models.
+            raise ArchitectureError(f"an ensemble needs a list of one model or more, and got a {type(models).__name__}")
         self.models = nn.ModuleList(models)
         if not self.models:
-            raise ArchitectureError("an ensemble needs one model or more")
+            raise ArchitectureError("an ensemble needs a list of one model or more, and got none")
         _check_of(of)
         devices = {i: device_of(model) for i, model in enumerate(self.models) if any(model.state_dict())}
         first = next(iter(devices), 0)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
+from .batches import check_readable, check_rereadable, is_mapping, pair, samples_in, to_device
 from .errors import EvaluationError
 from .metrics import Measure, Metric, Tally, classifies, cross_entropy, logits, top
 from .state import check_model
@@ -49,7 +50,8 @@ class Evaluator:
             so they must not be generators. For metrics that are compared between models use the same data every
             time: neither random augmentation nor, with shuffling, ``drop_last``.
         loss: The loss, by default the cross entropy of logits: see :func:`~autoperm.metrics.cross_entropy`.
-        metrics: Others by name: functions ``f(output, target)`` like the loss, or a :class:`~autoperm.Metric`.
+        metrics: Others by name: functions ``f(output, target)`` like the loss, of which less is better unless they are
+            called ``"accuracy"``; or a :class:`~autoperm.Metric`.
 
     Raises:
         EvaluationError: If a loader can be read only once, is empty or does not yield ``(input, target)``, or if a
@@ -181,7 +183,10 @@ class Evaluator:
 
     def _all(self) -> dict[str, Metric]:
         named = {"loss": self.loss, "accuracy": top(1), **(self.metrics or {})}
-        return {name: each if isinstance(each, Metric) else Metric(each) for name, each in named.items()}
+        return {
+            name: each if isinstance(each, Metric) else Metric(each, higher_is_better=name == "accuracy")
+            for name, each in named.items()
+        }
 
     def _measure(self, pairs: Mapping[str, Iterable[tuple[Any, Any]]], seen: dict[str, int]) -> dict[str, float]:
         """Measure outputs and targets; check the numbers of samples against those seen before, and note them."""
@@ -294,121 +299,3 @@ def device_of(model: nn.Module) -> torch.device:
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.get_default_device()
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """Move all tensors in nested tuples, lists and mappings to a device.
-
-    Example:
-        >>> to_device((torch.zeros(1), {"mask": [torch.ones(1), "x"]}), torch.device("cpu"))
-        (tensor([0.]), {'mask': [tensor([1.]), 'x']})
-    """
-    if isinstance(batch, Tensor):
-        return batch.to(device)
-    if is_mapping(batch):
-        return {key: to_device(value, device) for key, value in batch.items()}
-    if is_sequence(batch):
-        moved = [to_device(value, device) for value in batch]
-        return moved if isinstance(batch, list) else tuple(moved)
-    return batch
-
-
-def check_rereadable(loader: Iterable[Any]) -> None:
-    """Check that a loader can be read more than once: a generator is empty the second time.
-
-    Raises:
-        EvaluationError: If the loader is an iterator, such as a generator, or cannot be read at all.
-
-    Example:
-        >>> check_rereadable(iter([1, 2]))
-        Traceback (most recent call last):
-        autoperm.errors.EvaluationError: the data is a list_iterator, which can be read only once; ...
-    """
-    check_readable(loader)
-    if isinstance(loader, Iterator):
-        raise EvaluationError(
-            f"the data is a {type(loader).__name__}, which can be read only once; "
-            "give a DataLoader or a list of batches, which can be read at every point"
-        )
-
-
-def check_readable(loader: object) -> None:
-    """Check that a loader can be read, and is no tensor or data set, which would yield single samples.
-
-    Raises:
-        EvaluationError: If there are no batches to take from it, as from a number or a model.
-
-    Example:
-        >>> check_readable(3)
-        Traceback (most recent call last):
-        autoperm.errors.EvaluationError: the data is a int, from which no batches can be read; ...
-    """
-    if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
-        raise EvaluationError(
-            f"the data is a {type(loader).__name__}, from which no batches can be read; "
-            "give a DataLoader or a list of batches"
-        )
-    if isinstance(loader, Tensor) or (isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)):
-        raise EvaluationError(
-            f"the data is a {type(loader).__name__}, not batches; give a DataLoader or a list of batches"
-        )
-
-
-def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
-    """Whether a value is a list or tuple.
-
-    Example:
-        >>> is_sequence((1, 2)), is_sequence("ab")
-        (True, False)
-    """
-    return isinstance(value, list | tuple)
-
-
-def is_mapping(value: object) -> TypeGuard[Mapping[Any, Any]]:
-    """Whether a value is a mapping, such as a dictionary.
-
-    Example:
-        >>> is_mapping({}), is_mapping([])
-        (True, False)
-    """
-    return isinstance(value, Mapping)
-
-
-def pair(batch: Any) -> tuple[Any, Any]:
-    """Return the input and the target of a batch.
-
-    Raises:
-        EvaluationError: If the batch is anything but a pair.
-
-    Example:
-        >>> pair([1, 2])
-        (1, 2)
-    """
-    if is_mapping(batch):
-        raise EvaluationError(
-            f"the loader yielded a {type(batch).__name__}, not a pair; inputs by name need a target beside it: "
-            "(inputs, target)"
-        )
-    if not is_sequence(batch) or len(batch) != 2:
-        raise EvaluationError(
-            f"the loader yielded a {type(batch).__name__}, not a pair (input, target); "
-            "wrap the loader, or evaluate with a function model -> dict of your own"
-        )
-    return batch[0], batch[1]
-
-
-def samples_in(target: Any) -> int:
-    """Return the number of samples that a target is for.
-
-    Raises:
-        EvaluationError: If it is no tensor with samples along its first axis.
-
-    Example:
-        >>> samples_in(torch.zeros(3, 2))
-        3
-    """
-    if not isinstance(target, Tensor) or target.ndim == 0:
-        raise EvaluationError(
-            f"the target is a {type(target).__name__}, but must be a tensor with samples along its first axis"
-        )
-    return len(target)

@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from .curves import Curve
-from .errors import ArchitectureError, SpecError
+from .errors import SpecError
 from .renormalize import Renormalizer, get_renormalizer
 from .resume import Journal, described, digest
-from .state import tensors
+from .state import several, tensors
 from .surface import Surface
-from .walk import Evaluate, Route, Stop, walk
+from .walk import Evaluate, Route, Stop, better, walk
 
 
 def interpolate(
@@ -61,7 +61,8 @@ def interpolate(
         The metrics along the path.
 
     Raises:
-        ArchitectureError: If the models differ in names, shapes, dtypes, devices, index tables or tied weights.
+        ArchitectureError: If the models differ in names, shapes, dtypes, devices, index tables, tied weights or other
+            buffers, or have a spectral norm.
         WeightsError: If a model has NaN or infinite weights.
         EvaluationError: If ``evaluate`` returns something other than finite numbers by name, or other names at
             some points; or if a loader yields fewer samples than at the first one.
@@ -140,11 +141,11 @@ def interpolate_chain(
         >>> chain.metrics["loss"]
         (0.0, 0.25, 1.0, 0.0, 1.0)
     """
-    _check_lists(models, higher_is_better)
+    models, higher_is_better = several(models), better(evaluate, higher_is_better)
     if points < 2:
         raise SpecError(f"points is {points}, but a path needs at least its 2 ends")
     renormalizer = get_renormalizer(renormalize, data)
-    legs = max(len(models) - 1, 1)
+    legs = len(models) - 1
     steps = legs * (points - 1)
     lams = tuple(i / steps for i in range(steps + 1))
     metrics = walk(
@@ -157,7 +158,7 @@ def interpolate_chain(
         progress=progress,
     )
     nodes = tuple(leg / legs for leg in range(legs + 1))
-    return Curve(lams, metrics, _better(evaluate, higher_is_better), nodes)
+    return Curve(lams, metrics, higher_is_better, nodes)
 
 
 def interpolate_simplex(
@@ -213,11 +214,11 @@ def interpolate_simplex(
         Benton, Maddox, Lotfi and Wilson, "Loss Surface Simplexes for Mode Connecting Volumes and Fast Ensembling",
         arXiv 2102.13042 (2021), for simplices of low loss.
     """
-    _check_lists(models, higher_is_better)
+    models, higher_is_better = several(models), better(evaluate, higher_is_better)
     if steps < 1:
         raise SpecError(f"steps is {steps}, but an edge has at least 1")
     renormalizer = get_renormalizer(renormalize, data)
-    weights = [tuple(count / steps for count in counts) for counts in _compositions(steps, max(len(models), 1))]
+    weights = [tuple(count / steps for count in counts) for counts in _compositions(steps, len(models))]
     metrics = walk(
         models,
         [Stop(f"weights ({', '.join(f'{weight:.4g}' for weight in each)})", each) for each in weights],
@@ -227,16 +228,17 @@ def interpolate_simplex(
         journal=_journal(resume, models, renormalizer, steps=steps, result="Surface"),
         progress=progress,
     )
-    return Surface(tuple(weights), metrics, _better(evaluate, higher_is_better))
+    return Surface(tuple(weights), metrics, higher_is_better)
 
 
 def _on_chain(i: int, steps: int, models: int) -> tuple[float, ...]:
     """Return the weights of the models at a point of a chain with some steps a leg."""
     leg, step = divmod(i, steps)
-    weights = [0.0] * max(models, leg + 2)
-    weights[leg + 1] = step / steps
+    weights = [0.0] * models
     weights[leg] = 1.0 - step / steps
-    return tuple(weights[:models])
+    if step:
+        weights[leg + 1] = step / steps
+    return tuple(weights)
 
 
 def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
@@ -261,16 +263,3 @@ def _journal(
         return Journal(file, {**given, "renormalize": described(renormalizer), "models": digests})
 
     return begin
-
-
-def _check_lists(models: object, higher_is_better: object) -> None:
-    if isinstance(models, nn.Module):
-        raise ArchitectureError("a list of 2 models or more is needed, and got a model")
-    if isinstance(higher_is_better, str):
-        raise SpecError(f"higher_is_better is the string '{higher_is_better}'; give a tuple: ('{higher_is_better}',)")
-
-
-def _better(evaluate: Evaluate, higher_is_better: Collection[str] | None) -> tuple[str, ...]:
-    if higher_is_better is None:
-        return tuple(getattr(evaluate, "higher_is_better", ("accuracy",)))
-    return tuple(higher_is_better)

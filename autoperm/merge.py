@@ -13,14 +13,14 @@ from .align_many import ManyAlignment, align_many
 from .blend import average, barycentric, taken_from_first
 from .copies import with_tensors
 from .discover import discover
-from .errors import ArchitectureError, SpecError
+from .errors import SpecError
 from .evaluate import Loss
 from .matchers import AnyManyMatcher, AnyMatcher, is_for_many, takes
 from .matching.match import course, name_of
 from .renormalize import Renormalizer, get_renormalizer
 from .selection import select
 from .spec import PermutationSpec
-from .state import check_alike, interpolates, tensors
+from .state import check_alike, interpolates, several, tensors
 
 AnyAlignment = Alignment | ManyAlignment
 
@@ -127,10 +127,7 @@ def merge(
         arXiv 2209.04836 (2023). Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models improves
         accuracy without increasing inference time", arXiv 2203.05482 (2022), for models that need no aligning.
     """
-    if isinstance(models, nn.Module) or len(models) < 2:
-        given = "one model" if isinstance(models, nn.Module) else f"{len(models)} model{'s' * (len(models) != 1)}"
-        raise ArchitectureError(f"merge needs a list of 2 models or more, and got {given}")
-    models = tuple(models)
+    models = several(models)
     if not align and (matcher is not None or loss is not None):
         raise SpecError(f"{'loss' if matcher is None else 'matcher'} is given, but with align=False nothing reads it")
     if align and matcher is None:

@@ -15,8 +15,8 @@ from torch.nn import functional as F
 from .errors import EvaluationError
 
 Measure = Callable[[Any, Any], Tensor]
-"""``measure(output, target)``: one number, the mean over the samples of the batch; or one value for each item (sample,
-token, pixel), whose mean over all items of all batches is taken."""
+"""``measure(output, target)``: one number (a tensor without axes), the mean over the samples of the batch; or one value
+for each item (sample, token, pixel), whose mean over all items of all batches is taken."""
 
 IGNORED = -100
 """The target of items that do not count, as in :func:`torch.nn.functional.cross_entropy`."""
@@ -27,8 +27,8 @@ class Metric:
     """A metric with what its mean means.
 
     Attributes:
-        of: ``of(output, target)``: a tensor with one number, which is the mean over the samples of the batch, or with
-            one value for each item.
+        of: ``of(output, target)``: a tensor without axes, which is the mean over the samples of the batch, or one with
+            a value for each item.
         higher_is_better: whether more is better, as for accuracy.
         finish: what is made of the mean over all data; by default the mean itself.
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from .batch_norm import renormalize_batch_norm
+from .batch_norm import reestimate
+from .batches import check_rereadable
 from .errors import SpecError
-from .evaluate import check_rereadable
 from .repair import Repair
 
 Renormalize = Callable[[nn.Module, Sequence[float]], nn.Module]
@@ -43,8 +43,8 @@ class ReestimateBatchNorm:
         check_rereadable(self.data)
 
     def bind(self, models: Sequence[nn.Module], /) -> Renormalize:
-        """Return what renormalises a model; the ends do not matter."""
-        return lambda model, weights: renormalize_batch_norm(model, self.data, batches=self.batches)
+        """Return what renormalises a model in place; the ends do not matter."""
+        return lambda model, weights: reestimate(model, self.data, batches=self.batches)
 
 
 _NAMES: dict[str, Callable[[Iterable[Any]], Renormalizer]] = {"batch_norm": ReestimateBatchNorm, "repair": Repair}
@@ -58,17 +58,17 @@ def get_renormalizer(renormalize: str | Renormalizer | None, data: Iterable[Any]
     """
     if renormalize is None:
         if data is not None:
-            names = " or ".join(f"'{name}'" for name in _NAMES)
-            raise SpecError(f"data is given, but only renormalize={names} reads it; add that, or leave data out")
+            named = " or ".join(f"'{name}'" for name in _NAMES)
+            raise SpecError(f"data is given, but only renormalize={named} reads it; add that, or leave data out")
         return None
+    names = ", ".join(f"'{name}'" for name in _NAMES)
     if not isinstance(renormalize, str):
         if isinstance(renormalize, type) or not hasattr(renormalize, "bind"):
-            raise SpecError(f"{renormalize!r} does not renormalize; give a name, or an object such as Repair(data)")
+            raise SpecError(f"renormalize is {renormalize!r}; choose {names}, or an object such as Repair(data)")
         if data is not None:
             raise SpecError("data is given, but the renormalizer holds its own; leave data out")
         return renormalize
     if renormalize not in _NAMES:
-        names = ", ".join(f"'{name}'" for name in _NAMES)
         raise SpecError(f"there is no renormalizer '{renormalize}'; choose {names}, or None")
     if data is None:
         raise SpecError(f"renormalize='{renormalize}' needs data=..., a loader of training data")

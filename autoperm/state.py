@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 
 from .errors import ArchitectureError, WeightsError
 
@@ -19,7 +21,7 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
     Entries that are not tensors (``_extra_state``) are left out.
 
     Raises:
-        ArchitectureError: If it is no model.
+        ArchitectureError: If it is no model, such as a state dict or a file's name.
 
     Example:
         >>> sorted(tensors(nn.Linear(2, 3)))
@@ -39,14 +41,32 @@ def check_model(model: object) -> None:
     Example:
         >>> check_model(nn.Linear(2, 3).state_dict())
         Traceback (most recent call last):
-        autoperm.errors.ArchitectureError: a model is needed, but this is of type OrderedDict; load it into a model
+        autoperm.errors.ArchitectureError: a model is needed, and got a OrderedDict; build the model and load its ...
     """
     if isinstance(model, nn.Module):
         return
-    hint = "; load it into a model" if isinstance(model, Mapping) else ""
-    if isinstance(getattr(model, "model", None), nn.Module):
-        hint = "; give its .model"
-    raise ArchitectureError(f"a model is needed, but this is of type {type(model).__name__}{hint}")
+    holds = isinstance(getattr(model, "model", None), nn.Module)
+    hint = "give its .model" if holds else "build the model and load its weights first"
+    raise ArchitectureError(f"a model is needed, and got a {type(model).__name__}; {hint}")
+
+
+def several(models: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
+    """Return two models or more as a tuple.
+
+    Raises:
+        ArchitectureError: If they are fewer, or no list of models.
+
+    Example:
+        >>> several(nn.Linear(2, 3))
+        Traceback (most recent call last):
+        autoperm.errors.ArchitectureError: a list of 2 models or more is needed, and got a Linear
+    """
+    if isinstance(models, nn.Module | Mapping | str) or not isinstance(models, Iterable):
+        raise ArchitectureError(f"a list of 2 models or more is needed, and got a {type(models).__name__}")
+    found = tuple(models)
+    if len(found) < 2:
+        raise ArchitectureError(f"a list of 2 models or more is needed, and got {len(found)}")
+    return found
 
 
 def check_same_architecture(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
@@ -119,6 +139,30 @@ def check_alike(models: Mapping[str, nn.Module]) -> None:
             raise ArchitectureError(f"{which} (B) does not fit {first} (A): {error}") from error
     for which, state in states.items():
         check_finite(state, which)
+    check_has_mean(next(iter(models.values())))
+
+
+def check_has_mean(model: nn.Module) -> None:
+    """Check that means of the tensors of such models make sense.
+
+    A spectral norm is estimated by two vectors, kept as buffers. Of two models they differ, often in sign, and their
+    mean gives a norm that may be smaller by any factor.
+
+    Raises:
+        ArchitectureError: If a module has a spectral norm.
+
+    Example:
+        >>> check_has_mean(nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)))
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, _SpectralNorm) or any(
+            isinstance(hook, SpectralNorm) for hook in module._forward_pre_hooks.values()
+        ):
+            where = name.partition(".parametrizations.")[0] or type(model).__name__
+            raise ArchitectureError(
+                f"'{where}' has a spectral norm, whose estimate has no mean; fold it into the weights of all models "
+                "first: torch.nn.utils.parametrize.remove_parametrizations, or remove_spectral_norm if it is an old one"
+            )
 
 
 def check_same_indices(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> None:
@@ -158,7 +202,7 @@ def check_finite(state: Mapping[str, Tensor], which: str) -> None:
         which: What the message calls it, for example ``"model A"``.
 
     Raises:
-        WeightsError: If a tensor has NaN or infinite values; the message counts them by name.
+        WeightsError: If a tensor has no values, or NaN or infinite ones; the message counts these by name.
 
     Example:
         >>> check_finite({"w": torch.tensor([1.0, float("nan")])}, "model A")
@@ -167,6 +211,9 @@ def check_finite(state: Mapping[str, Tensor], which: str) -> None:
           w: 1 of 2 values
         Load another checkpoint, or train again with a lower learning rate.
     """
+    empty = [name for name, tensor in state.items() if tensor.is_meta]
+    if empty:
+        raise WeightsError(f"{which} has tensors without values (device meta), such as '{empty[0]}'; load its weights")
     faults: list[str] = []
     for name, tensor in state.items():
         bad = int((~torch.isfinite(tensor)).sum()) if interpolates(tensor) else 0

@@ -167,10 +167,11 @@ class Surface(Result):
             table[label] = {name: values[at] for name, values in self.metrics.items()}
         better = self.higher_is_better
         table["worst"] = {name: (min if name in better else max)(values) for name, values in self.metrics.items()}
-        table["barrier"] = {}
-        for reference in REFERENCES if len(corners) == self.models else ():
-            # Adding 0.0 keeps "-0" out of the table.
-            table[reference] = {name: self.barrier(name, reference=reference) + 0.0 for name in self.metrics}
+        if len(corners) == self.models:
+            table["barrier"] = {}
+            for reference in REFERENCES:
+                # Adding 0.0 keeps "-0" out of the table.
+                table[reference] = {name: self.barrier(name, reference=reference) + 0.0 for name in self.metrics}
         head = max(map(len, table))
         widths = {name: max(12, len(name) + 2) for name in self.metrics}
         lines = []

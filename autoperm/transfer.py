@@ -116,7 +116,7 @@ def _add(base: Tensor, changes: Sequence[tuple[float, Tensor]]) -> Tensor:
     total = base.detach().float() if half else base.detach().clone()
     for scale, change in changes:
         if scale:
-            total += scale * change.detach()
+            total += scale * change.detach().to(total.dtype)
     return total.to(base.dtype)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
@@ -11,14 +11,15 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .batches import is_mapping
 from .blend import angle, arc_into, check_same_architectures, mean_into
 from .copies import copy_model, forget_caches
 from .errors import ArchitectureError, EvaluationError, SpecError
-from .evaluate import Evaluator, is_mapping
+from .evaluate import Evaluator
 from .metrics import checked
 from .renormalize import Renormalizer
 from .resume import Journal
-from .state import check_finite, check_same_indices, interpolates, tensors
+from .state import check_finite, check_has_mean, check_same_indices, interpolates, tensors
 
 Evaluate = Callable[[nn.Module], Mapping[str, float | Tensor]]
 """``evaluate(model)``: metrics by name, each a number."""
@@ -66,7 +67,7 @@ class Walker:
 
     def __init__(self, models: Sequence[nn.Module], route: Route = "lerp") -> None:
         self._states = [tensors(model) for model in models]
-        self._check()
+        self._check(models)
         parameters = {name for name, _ in models[0].named_parameters(remove_duplicate=False)}
         # A dictionary keeps its order, so that the sum over all weights is the same in every process.
         self._arc = dict.fromkeys(name for name in self._states[0] if name in parameters and route == "slerp")
@@ -75,7 +76,7 @@ class Walker:
         self._in_place = _only_copies(self._model)
         for i in range(1, len(models)):
             self.to(tuple(float(i == j) for j in range(len(models))))
-            self._check_loaded(i)
+            self._check_loaded(i, models[i])
 
     def to(self, weights: Sequence[float]) -> nn.Module:
         """Return the copy at a point, in eval mode; it is moved on at the next call.
@@ -117,8 +118,9 @@ class Walker:
             self._angles[i, j] = angle(self._states[i], self._states[j], self._arc)
         return self._angles[i, j]
 
-    def _check(self) -> None:
+    def _check(self, models: Sequence[nn.Module]) -> None:
         check_same_architectures(self._states)
+        check_has_mean(models[0])
         two = len(self._states) == 2
         for i, state in enumerate(self._states):
             try:
@@ -127,14 +129,22 @@ class Walker:
                 raise error if two else ArchitectureError(f"between model 0 (A) and model {i} (B): {error}") from error
             check_finite(state, f"model {'AB'[i]}" if two else f"model {i}")
 
-    def _check_loaded(self, i: int) -> None:
+    def _check_loaded(self, i: int, model: nn.Module) -> None:
+        a, b = ("model A", "model B") if len(self._states) == 2 else ("model 0", f"model {i}")
         state, loaded = self._states[i], tensors(self._model)
         changed = [name for name in state if interpolates(state[name]) and not torch.equal(loaded[name], state[name])]
         if changed:
-            a, b = ("model A", "model B") if len(self._states) == 2 else ("model 0", f"model {i}")
             raise ArchitectureError(
                 f"a copy of {a} does not hold the values of {_quoted(changed)} in {b} after loading them: these share "
                 f"memory with other tensors in {a} (tied weights) but not in {b}. Tie the same weights in both."
+            )
+        buffers, held = dict(model.named_buffers()), dict(self._model.named_buffers())
+        both = [name for name in buffers if name in held and name not in state and _alike(buffers[name], held[name])]
+        other = [name for name in both if not torch.allclose(held[name], buffers[name], 0.0, 0.0, equal_nan=True)]
+        if other:
+            raise ArchitectureError(
+                f"a copy of {a} does not hold the buffers {_quoted(other)} of {b} after loading its state dict, which "
+                "lacks them (persistent=False), so that the path would not end at it. Make them persistent, or equal"
             )
 
 
@@ -191,6 +201,42 @@ def walk(
     return {name: tuple(row[name] for row in rows) for name in rows[0]}
 
 
+def measuring(evaluate: Evaluate) -> Evaluate:
+    """Return a function that measures one model after another, on the same data if it is an Evaluator.
+
+    Raises:
+        EvaluationError: If it is no function, such as a loader without an Evaluator around it.
+
+    Example:
+        >>> measuring([(torch.zeros(1, 2), torch.tensor([0]))])
+        Traceback (most recent call last):
+        autoperm.errors.EvaluationError: evaluate is a list, but must be a function model -> dict of metrics; ...
+    """
+    if not callable(evaluate) or isinstance(evaluate, nn.Module):
+        raise EvaluationError(
+            f"evaluate is a {type(evaluate).__name__}, but must be a function model -> dict of metrics; "
+            "give Evaluator(loader)"
+        )
+    return evaluate.same_data() if isinstance(evaluate, Evaluator) else evaluate
+
+
+def better(evaluate: Evaluate, higher_is_better: Collection[str] | None) -> tuple[str, ...]:
+    """Return the names of the metrics for which more is better: those given, else what ``evaluate`` says.
+
+    Raises:
+        SpecError: If a string is given, whose letters would be taken for names.
+
+    Example:
+        >>> better(Evaluator([]), None), better(lambda model: {"score": 1.0}, ["score"])
+        (('accuracy',), ('score',))
+    """
+    if isinstance(higher_is_better, str):
+        raise SpecError(f"higher_is_better is the string '{higher_is_better}'; give a tuple: ('{higher_is_better}',)")
+    if higher_is_better is None:
+        higher_is_better = getattr(evaluate, "higher_is_better", ("accuracy",))
+    return tuple(higher_is_better)
+
+
 def _only_copies(model: nn.Module) -> bool:
     """Whether loading a state dict only copies tensors into the model's own, so that they may be written in place."""
     if type(model).load_state_dict is not nn.Module.load_state_dict:
@@ -210,25 +256,6 @@ def _place(tensor: Tensor) -> tuple[object, ...]:
 
 def _alike(x: Tensor, y: Tensor) -> bool:
     return x.shape == y.shape and x.dtype == y.dtype and x.device == y.device
-
-
-def measuring(evaluate: Evaluate) -> Evaluate:
-    """Return what evaluates one model after another, an :class:`~autoperm.Evaluator` on the same data each time.
-
-    Raises:
-        EvaluationError: If it cannot be called.
-
-    Example:
-        >>> measuring([])
-        Traceback (most recent call last):
-        autoperm.errors.EvaluationError: evaluate is a list; give a function model -> metrics, such as ...
-    """
-    if not callable(evaluate):
-        raise EvaluationError(
-            f"evaluate is a {type(evaluate).__name__}; give a function model -> metrics, such as "
-            "autoperm.Evaluator(loader)"
-        )
-    return evaluate.same_data() if isinstance(evaluate, Evaluator) else evaluate
 
 
 def numbers(metrics: object) -> dict[str, float]:

@@ -144,6 +144,9 @@ def test_models_with_more_pairs_than_others() -> None:
     found = mean_barrier([bump(float(i)) for i in range(6)], pairs=pairs)
     assert found.value == 2.5
     assert found.low < 2.5 < found.high
+    few = mean_barrier([bump(height) for height in (1.0, 5.0, 2.0, 4.0)], pairs=[(0, 1), (0, 2), (1, 2), (2, 3)])
+    assert few.method == "t"
+    assert (few.low + few.high) / 2 == pytest.approx(few.value)
 
 
 # --- one method against another -----------------------------------------------------------------------------------
@@ -171,6 +174,8 @@ def test_faults_are_named() -> None:
     curves = [bump(1.0), bump(2.0), bump(4.0)]
     with pytest.raises(SpecError, match="2 curves or more, and got 1"):
         mean_barrier(curves[:1])
+    with pytest.raises(SpecError, match="2 curves or more, and got 1"):
+        mean_barrier(curves[0])  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="and got 0"):
         mean_barrier([])
     with pytest.raises(SpecError, match="there are 3 curves, but pairs has 2 entries"):

@@ -49,6 +49,38 @@ def test_several_batches_give_the_mean_of_their_statistics() -> None:
     torch.testing.assert_close(var, expected, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_mean_over_many_batches_in_half_precision(dtype: torch.dtype) -> None:
+    x = 3 * torch.randn(300, 64, 1, generator=torch.Generator().manual_seed(0)) + 10
+    norm = renormalize_batch_norm(nn.BatchNorm1d(1).to(dtype), list(x.to(dtype)))
+    assert isinstance(norm, nn.BatchNorm1d)
+    torch.testing.assert_close(norm.running_mean, x.mean(1).mean(0).to(dtype), rtol=1e-2, atol=0)
+    torch.testing.assert_close(norm.running_var, x.var(1).mean(0).to(dtype), rtol=1e-2, atol=0)
+
+
+def test_inputs_in_a_dictionary_are_passed_by_name() -> None:
+    model, x = nn.BatchNorm1d(3).double(), random(5, 3)
+    expected = renormalize_batch_norm(model, [x]).state_dict()
+    for batch in ({"input": x}, ({"input": x}, torch.zeros(5))):
+        torch.testing.assert_close(renormalize_batch_norm(model, [batch]).state_dict(), expected, rtol=0, atol=0)
+
+
+def test_a_layer_that_is_called_twice_has_the_mean_of_both_calls() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x) + self.norm(3 * x)  # type: ignore[no-any-return]
+
+    x = random(6, 2)
+    model = renormalize_batch_norm(Twice().double(), [x])
+    assert isinstance(model, Twice)
+    torch.testing.assert_close(model.norm.running_mean, 2 * x.mean(0))
+    torch.testing.assert_close(model.norm.running_var, 5 * x.var(0))
+
+
 def test_a_second_time_changes_nothing() -> None:
     model, x = net(), random(5, 2, 6, 6)
     once = renormalize_batch_norm(model, [x])

@@ -241,9 +241,12 @@ def test_average_checks_its_weights() -> None:
     states = [random_state(seed) for seed in range(3)]
     with pytest.raises(SpecError, match="2 weights for 3 models"):
         average(states, (1, 1))
-    for weights in ((1, -1, 1), (0, 0, 0), (1, math.nan, 1), (1, math.inf, 1)):
-        with pytest.raises(SpecError, match="must not be negative, nor all 0"):
+    for weights in ((1, -1, 1), (0, 0, 0), (1, math.nan, 1), (1, math.inf, 1), (1e308, 1e308, 1)):
+        with pytest.raises(SpecError, match="must be finite and not negative, nor all 0"):
             average(states, weights)
+    for odd in (0.5, "abc", [None, 1, 1]):
+        with pytest.raises(SpecError, match=r"the weights are .*, but must be 3 numbers"):
+            average(states, odd)  # type: ignore[arg-type]
     with pytest.raises(ArchitectureError, match="2 models or more is needed, and got 1"):
         average(states[:1])
 

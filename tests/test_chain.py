@@ -11,7 +11,7 @@ import torch
 from ends import Tied, inputs, net, targets, weightless
 from torch import nn
 
-from autoperm import interpolate, interpolate_chain
+from autoperm import interpolate, interpolate_chain, merge
 from autoperm.errors import ArchitectureError, WeightsError
 from autoperm.evaluate import Evaluator
 
@@ -90,8 +90,29 @@ def test_one_of_many_models_is_named() -> None:
         with pytest.raises(ArchitectureError, match=f"2 models or more is needed, and got {len(few)}"):
             interpolate_chain(few, weightless)
     for model in (net(0), nn.Linear(1, 1)):
-        with pytest.raises(ArchitectureError, match="got a model"):
+        with pytest.raises(ArchitectureError, match=r"got a (Sequential|Linear)$"):
             interpolate_chain(model, weightless)  # type: ignore[arg-type]
+
+
+def test_models_that_differ_in_buffers_beside_the_state_dict() -> None:
+    def scaled(by: float) -> nn.Module:
+        model = nn.Linear(2, 2)
+        model.register_buffer("scale", torch.tensor([by, math.nan]), persistent=False)
+        return model
+
+    interpolate(scaled(1.0), scaled(1.0), weightless, points=2)
+    with pytest.raises(ArchitectureError, match=r"A does not hold the buffers 'scale' of model B.*persistent=False"):
+        interpolate(scaled(1.0), scaled(2.0), weightless)
+    with pytest.raises(ArchitectureError, match=r"model 0 does not hold the buffers 'scale' of model 2"):
+        interpolate_chain([scaled(1.0), scaled(1.0), scaled(2.0)], weightless)
+
+
+@pytest.mark.parametrize("wrap", [nn.utils.parametrizations.spectral_norm, nn.utils.spectral_norm])
+def test_spectral_norms_have_no_mean(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    a, b = (nn.Sequential(nn.Linear(2, 3), wrap(nn.Linear(3, 2))) for _ in "ab")
+    for evaluate in (lambda: interpolate(a, b, weightless), lambda: merge([a, b], align=False)):
+        with pytest.raises(ArchitectureError, match=r"'1' has a spectral norm, .*remove_parametrizations"):
+            evaluate()
 
 
 def test_models_that_differ_in_buffers() -> None:

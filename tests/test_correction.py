@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -60,6 +61,15 @@ def test_which_class_is_the_most_likely_does_not_change() -> None:
     given, fitted = (predict(model, data) for model in (nn.Identity(), fit_temperature(nn.Identity(), data)))
     torch.testing.assert_close(given.outputs.argmax(-1), fitted.outputs.argmax(-1))
     assert reliability(fitted, kind="top-1").ece < reliability(given, kind="top-1").ece
+
+
+def test_classes_that_are_ruled_out() -> None:
+    logits, targets = drawn(500)
+    without = torch.cat([logits, torch.full((500, 2), -math.inf, dtype=torch.float64)], 1)
+    fitted, other = (fit_temperature(nn.Identity(), batches(3 * each, targets)) for each in (without, logits))
+    torch.testing.assert_close(fitted.temperature, other.temperature)
+    with pytest.raises(EvaluationError, match="rule out the true class of 1 of 500 samples"):
+        fit_temperature(nn.Identity(), batches(without, torch.cat([targets[1:], torch.tensor([6])])))
 
 
 def test_where_no_temperature_is_best_it_says_so() -> None:
@@ -156,6 +166,12 @@ def test_it_is_a_module_around_the_model() -> None:
     torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)
     assert not correct_prior(model.eval(), [1, 3]).training
     assert "temperature=1, bias=[0.549, -0.549]" in repr(corrected)
+
+
+def test_layers_of_the_model_keep_their_modes() -> None:
+    model = nn.Sequential(nn.BatchNorm1d(2).eval(), nn.Dropout())
+    assert correct_prior(model, [1, 3]).training
+    assert [layer.training for layer in model] == [False, True]
 
 
 def test_corrections_follow_each_other() -> None:

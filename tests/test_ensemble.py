@@ -61,6 +61,12 @@ def test_it_is_the_weighted_mean(weights: list[float]) -> None:
     torch.testing.assert_close(Ensemble(models, weights, of="probabilities")(x).exp(), mean)
 
 
+def test_classes_are_on_the_last_axis() -> None:
+    tokens = torch.randn(2, 5, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shares = (linear(0)(tokens).softmax(-1) + linear(1)(tokens).softmax(-1)) / 2
+    torch.testing.assert_close(Ensemble([linear(0), linear(1)], of="probabilities")(tokens).exp(), shares)
+
+
 @pytest.mark.parametrize("of", ["logits", "probabilities"])
 def test_one_model_votes_as_it_says(of: Any) -> None:
     x = inputs()
@@ -101,11 +107,15 @@ def test_half_precision_stays() -> None:
 
 
 def test_faults_of_an_ensemble() -> None:
-    with pytest.raises(ArchitectureError, match="one model or more"):
+    with pytest.raises(ArchitectureError, match="one model or more, and got none"):
         Ensemble([])
+    for model in (linear(0), nn.Sequential(linear(0), linear(1))):
+        with pytest.raises(ArchitectureError, match=r"a list of one model or more, and got a (Linear|Sequential)"):
+            Ensemble(model)  # type: ignore[arg-type]
+    assert len(Ensemble(nn.ModuleList([linear(0), linear(1)])).models) == 2
     with pytest.raises(SpecError, match="1 weights for 2 models"):
         Ensemble([linear(0), linear(1)], [1.0])
-    with pytest.raises(SpecError, match="must not be negative"):
+    with pytest.raises(SpecError, match="must be finite and not negative"):
         Ensemble([linear(0), linear(1)], [-1.0, 2.0])
     with pytest.raises(SpecError, match="no ensemble of 'votes'; choose from 'logits', 'probabilities'"):
         Ensemble([linear(0)], of="votes")  # type: ignore[arg-type]
@@ -147,8 +157,15 @@ def test_several_loaders() -> None:
 
 def test_a_loader_that_shuffles_is_found_out() -> None:
     loader = DataLoader(TensorDataset(inputs(), torch.arange(20) % 4), batch_size=20, shuffle=True)
-    with pytest.raises(EvaluationError, match="do not shuffle"):
+    with pytest.raises(EvaluationError, match=r"the loader 'test' gave model B other targets.*do not shuffle"):
         ensemble_curve(linear(0), linear(1), Evaluator({"test": loader}))
+    with pytest.raises(EvaluationError, match="the loader gave model B other targets"):
+        ensemble_curve(linear(0), linear(1), Evaluator(loader))
+
+
+def test_what_a_path_of_ensembles_needs() -> None:
+    with pytest.raises(SpecError, match="no ensemble of 'votes'"):
+        ensemble_curve(linear(0), linear(1), evaluator(), of="votes")  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="points is 1"):
         ensemble_curve(linear(0), linear(1), evaluator(), points=1)
 
@@ -195,8 +212,11 @@ def test_faults_name_the_model() -> None:
     results[1] = {"risk": 1.0}
     with pytest.raises(EvaluationError, match="metrics 'risk' for model 'B', but 'loss' for model 'A'"):
         compare(models, lambda model: results[isinstance(model, nn.ReLU)])
-    with pytest.raises(EvaluationError, match="no models"):
-        compare({}, evaluator())
+    for none, what in (({}, "an empty one"), ([linear(0)], "a list"), (linear(0), "a Linear")):
+        with pytest.raises(EvaluationError, match=f"dictionary of models.*, and got {what}"):
+            compare(none, evaluator())  # type: ignore[arg-type]
+    with pytest.raises(EvaluationError, match=r"evaluate is a DataLoader.*; give Evaluator\(loader\)"):
+        compare(models, evaluator().data)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"\('accuracy',\)"):
         compare(models, lambda model: {"loss": 0.0}, higher_is_better="accuracy")
     with pytest.raises(SpecError, match="'loss' has 1 values for 2 models"):

@@ -211,6 +211,7 @@ def test_which_metrics_are_better_when_higher() -> None:
 def test_the_accuracy_can_be_the_users_own() -> None:
     evaluate = Evaluator([data()], metrics={"accuracy": lambda output, target: torch.tensor(0.25)})
     assert evaluate(nn.Identity())["accuracy"] == 0.25
+    assert evaluate.higher_is_better == ("accuracy",)
 
 
 def test_outputs_with_logits() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from autoperm import Curve, PermutationSpec, align, discover, interpolate, lerp, slerp
+from autoperm import Curve, PermutationSpec, Repair, align, discover, interpolate, lerp, slerp
 from autoperm.errors import ArchitectureError, EvaluationError, SpecError, WeightsError
 from autoperm.evaluate import Evaluator
 from autoperm.metrics import top
@@ -135,6 +135,14 @@ def test_renormalized_at_every_point_and_both_ends() -> None:
     interpolate(a, b, evaluate, points=5, renormalize="batch_norm", data=[(inputs(), targets())])
     assert len(errors) == 5
     assert max(errors) < 1e-14
+
+
+def test_renormalizing_makes_no_copy_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[nn.Module] = []
+    monkeypatch.setattr("copy.deepcopy", lambda *args, real=copy.deepcopy: made.append(args[0]) or real(*args))
+    a, b = net(0), net(1)
+    interpolate(a, b, weightless, points=5, renormalize="batch_norm", data=[inputs()])
+    assert [model for model in made if isinstance(model, nn.Module)] == [a]
 
 
 def test_extra_state_stays() -> None:
@@ -329,6 +337,17 @@ def test_architectures_and_weights_are_checked() -> None:
         interpolate(net(0), broken, weightless)
     with pytest.raises(WeightsError, match="model A"):
         interpolate(broken, net(0), weightless)
+    with pytest.raises(WeightsError, match=r"model A has tensors without values \(device meta\), such as '0\.weight'"):
+        interpolate(net(0).to("meta"), net(1).to("meta"), weightless)
+
+
+def test_what_is_no_model_and_no_evaluation() -> None:
+    for odd in (net(0).state_dict(), [net(0)], "a.pt"):
+        with pytest.raises(ArchitectureError, match=f"a model is needed, and got a {type(odd).__name__}; build"):
+            interpolate(net(1), odd, weightless)  # type: ignore[arg-type]
+    for loader in ([(inputs(), targets())], net(2)):
+        with pytest.raises(EvaluationError, match=r"evaluate is a (list|Sequential), but must be.*Evaluator"):
+            interpolate(net(0), net(1), loader)  # type: ignore[arg-type]
 
 
 def test_points_must_be_two_or_more() -> None:
@@ -341,6 +360,9 @@ def test_renormalize_and_data_belong_together() -> None:
         interpolate(net(0), net(1), weightless, renormalize="batch_norm")
     with pytest.raises(SpecError, match="data is given"):
         interpolate(net(0), net(1), weightless, data=[inputs()])
+    for odd in (True, Repair, nn.Identity()):
+        with pytest.raises(SpecError, match=r"renormalize is .*; choose 'batch_norm', 'repair'.* Repair\(data\)"):
+            interpolate(net(0), net(1), weightless, renormalize=odd)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match="'warp'; choose 'batch_norm'"):
         interpolate(net(0), net(1), weightless, renormalize="warp")
 

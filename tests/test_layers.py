@@ -15,7 +15,7 @@ ROOT = Path(autoperm.__file__).parent
 # A module may import from the layers above its own, and a package (rules, matching) from itself.
 LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
-    {"signature", "cutting", "state", "metrics", "copies", "structure", "results"},
+    {"signature", "cutting", "state", "metrics", "batches", "copies", "structure", "results"},
     {"evaluate"},
     {"axes", "spec", "blend", "batch_norm", "curves", "resume"},
     {"joining", "surface", "by_hand", "barriers", "calibration", "correction", "ensemble", "selection"},
@@ -47,7 +47,7 @@ TORCH_FREE = ["signature", "terms", "cutting", "axes", "joining", "presence"]
 # What works on a specification alone. (align is the front door: it discovers.)
 RIGHT_OF_THE_WAIST = [
     "spec", "by_hand", "interchange", "rails", "permutation", "layout", "equivalence", "report", "matching", "blend",
-    "batch_norm", "metrics", "evaluate", "curves", "surface", "resume", "barriers", "calibration",
+    "batch_norm", "batches", "metrics", "evaluate", "curves", "surface", "resume", "barriers", "calibration",
     "correction", "ensemble", "selection", "plot", "perturb", "probe", "testing",
     "activations.moments", "activations.correspondence",
 ]  # fmt: skip

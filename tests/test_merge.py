@@ -13,7 +13,17 @@ from conftest import Traced
 from networks import randomize
 from torch import Tensor, nn
 
-from autoperm import MergeMany, PermutationSpec, align, align_many, average, discover, merge, weight_matching
+from autoperm import (
+    MergeMany,
+    PermutationSpec,
+    align,
+    align_many,
+    average,
+    discover,
+    interpolate_simplex,
+    merge,
+    weight_matching,
+)
 from autoperm.errors import ArchitectureError, MatcherError, SpecError, WeightsError
 from autoperm.selection import select
 from autoperm.state import tensors
@@ -301,10 +311,28 @@ def test_tables_that_differ_have_no_mean() -> None:
 # --- bad input ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("models", [[], [mlp(0)], mlp(0)])
-def test_fewer_than_two_models(models: Any) -> None:
-    with pytest.raises(ArchitectureError, match="needs a list of 2 models or more, and got"):
-        merge(models)
+@pytest.mark.parametrize(
+    ("models", "message"),
+    [
+        ([], "2 models or more is needed, and got 0"),
+        ([mlp(0)], "2 models or more is needed, and got 1"),
+        (mlp(0), "2 models or more is needed, and got a Sequential"),
+        ({"a": mlp(0), "b": mlp(1)}, "2 models or more is needed, and got a dict"),
+        ("a.pt", "2 models or more is needed, and got a str"),
+        (["a.pt", "b.pt"], "a model is needed, and got a str"),
+        ([mlp(0).state_dict()] * 2, "a model is needed, and got a OrderedDict"),
+    ],
+)
+def test_what_is_no_list_of_models(models: Any, message: str) -> None:
+    for function in (merge, lambda models: interpolate_simplex(models, lambda model: {"loss": 0.0})):
+        with pytest.raises(ArchitectureError, match=message):
+            function(models)
+
+
+def test_models_may_come_one_after_the_other() -> None:
+    models = [mlp(0), mlp(1)]
+    merged = merge(model for model in models)  # type: ignore[arg-type]
+    torch.testing.assert_close(merged.model.state_dict(), merge(models).model.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("align", [True, False])

@@ -349,7 +349,7 @@ def test_it_prints_as_a_report() -> None:
 @pytest.mark.parametrize("weights", [(0.5,), (0.0, 0.0), (-0.5, 1.5), (0.2, 0.3, 0.5)])
 def test_weights_that_do_not_fit(weights: tuple[float, ...]) -> None:
     models, data = family("mlp")
-    with pytest.raises(SpecError, match=r"weights for 2 models; give one for each|must not be negative, nor all 0"):
+    with pytest.raises(SpecError, match=r"weights for 2 models; give one for each|not negative, nor all 0"):
         repair(models[0], models, data, weights)
     with pytest.raises(SpecError, match="must be 2 numbers of at least 0 that sum to 1"):
         Repair(data).bind(models)(models[0], weights)
@@ -360,6 +360,13 @@ def test_weights_are_shares() -> None:
     middle = average(models, (0.75, 0.25))
     state = repair(middle, models, data, (0.75, 0.25)).model.state_dict()
     torch.testing.assert_close(repair(middle, models, data, (3, 1)).model.state_dict(), state, rtol=0, atol=0)
+
+
+def test_weights_in_a_tensor() -> None:
+    models, data = family("mlp")
+    model = average(models, (0.25, 0.75))
+    found, expected = (repair(model, models, data, weights) for weights in (torch.tensor([0.25, 0.75]), (0.25, 0.75)))
+    torch.testing.assert_close(found.model.state_dict(), expected.model.state_dict())
 
 
 def test_bad_input() -> None:

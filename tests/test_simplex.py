@@ -199,6 +199,11 @@ def test_the_table() -> None:
     ]
 
 
+def test_the_table_without_a_corner_has_no_barriers() -> None:
+    table = str(Surface(((1.0, 0.0), (0.5, 0.5)), {"loss": (1.0, 2.0)}))
+    assert table.splitlines()[1:] == ["    1 0           1", "0.5 0.5           2", "  worst           2"]
+
+
 def test_records_are_rows() -> None:
     rows = Surface(GRID, {"loss": tuple(float(i) for i in range(len(GRID)))}).records()
     assert rows[3] == {"weight 0": 0.0, "weight 1": 0.75, "weight 2": 0.25, "loss": 3.0}

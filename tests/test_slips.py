@@ -39,16 +39,16 @@ A, B = network(), network()
     ],
 )
 def test_something_else_than_a_model(use: Callable[[Any], object]) -> None:
-    with pytest.raises(ArchitectureError, match=r"needed.* of type Alignment; give its \.model"):
+    with pytest.raises(ArchitectureError, match=r"got a Alignment; give its \.model"):
         use(autoperm.align(A, B))
-    with pytest.raises(ArchitectureError, match="of type OrderedDict; load it into a model"):
+    with pytest.raises(ArchitectureError, match="got a OrderedDict; build the model and load its weights"):
         use(A.state_dict())
-    with pytest.raises(ArchitectureError, match=r"of type type$"):
+    with pytest.raises(ArchitectureError, match="got a type; build"):
         use(nn.Linear)
 
 
 def test_one_model_is_no_ensemble_of_its_layers() -> None:
-    with pytest.raises(ArchitectureError, match="a list of models, and got a model"):
+    with pytest.raises(ArchitectureError, match="a list of one model or more, and got a Sequential"):
         Ensemble(A)  # type: ignore[arg-type]
 
 
@@ -84,7 +84,7 @@ def test_metrics_have_names() -> None:
 
 @pytest.mark.parametrize("use", [lambda given: interpolate(A, B, given), lambda given: compare({"A": A}, given)])
 def test_a_loader_is_no_evaluation(use: Callable[[Any], object]) -> None:
-    with pytest.raises(EvaluationError, match=r"evaluate is a list; .*Evaluator\(loader\)"):
+    with pytest.raises(EvaluationError, match=r"evaluate is a list, .*Evaluator\(loader\)"):
         use([(INPUTS, TARGETS)])
 
 
@@ -129,11 +129,11 @@ def test_what_is_drawn_in_a_trend_is_an_estimate() -> None:
         plot.trend([1], ESTIMATE, xlabel="width")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("given", [True, autoperm.Repair, [INPUTS]])
+@pytest.mark.parametrize("given", [True, autoperm.Repair])
 def test_a_renormalizer_is_a_name_or_an_object(given: Any) -> None:
-    with pytest.raises(SpecError, match=r"does not renormalize; give a name, or an object such as Repair\(data\)"):
+    with pytest.raises(SpecError, match=r"renormalize is .*, or an object such as Repair\(data\)"):
         interpolate(A, B, EVALUATE, renormalize=given)
-    with pytest.raises(SpecError, match="does not renormalize"):
+    with pytest.raises(SpecError, match="renormalize is "):
         merge([A, B], renormalize=given, data=[INPUTS])
 
 

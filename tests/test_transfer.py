@@ -205,6 +205,9 @@ def test_half_precision_is_rounded_once() -> None:
     base = {"w": torch.ones(1, dtype=torch.bfloat16)}
     small = {"w": torch.full((1,), 2.0**-9, dtype=torch.bfloat16)}  # lost, if it is added to 1 alone
     assert add_task_vectors(base, [small] * 8)["w"].item() == 1 + 2.0**-6
+    start, vector = torch.randn(2, 1000, generator=torch.Generator().manual_seed(0)).bfloat16()
+    scaled = add_task_vectors({"w": start}, [{"w": vector}], [0.3])["w"]
+    torch.testing.assert_close(scaled, (start.double() + 0.3 * vector.double()).bfloat16(), rtol=0, atol=0)
 
 
 def test_a_renormalizer_gets_base_a_as_its_end() -> None:

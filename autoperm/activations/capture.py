@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..batches import input_in, is_mapping, to_device
 from ..copies import copy_model
 from ..discover import infer
 from ..errors import ActivationsError, AutopermError, EvaluationError, SpecError
-from ..evaluate import device_of, is_mapping, is_sequence, to_device
+from ..evaluate import device_of
 from ..graph import Call, Graph, Value
 from ..layout import Cell, cells
 from ..rules import is_pointwise, only_moves, op_name
@@ -225,14 +226,8 @@ def inputs_in(batch: Any, device: torch.device) -> tuple[tuple[Any, ...], dict[s
         >>> inputs_in({"ids": torch.zeros(1)}, torch.device("cpu"))
         ((), {'ids': tensor([0.])})
     """
-    if is_sequence(batch):
-        if not batch:
-            raise EvaluationError(
-                "the loader yielded an empty tuple; a batch is an input, or a tuple that begins with it"
-            )
-        batch = batch[0]
-    batch = copy_inputs(to_device(batch, device))
-    return ((), dict(batch)) if is_mapping(batch) else ((batch,), {})
+    inputs = copy_inputs(to_device(input_in(batch), device))
+    return ((), dict(inputs)) if is_mapping(inputs) else ((inputs,), {})
 
 
 @contextmanager

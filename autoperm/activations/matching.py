@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..batches import check_readable
 from ..errors import ActivationsError, AutopermError, EvaluationError
-from ..evaluate import check_readable
 from ..matching import Match
 from ..matching.activation import match_moments
 from ..matching.assignment import Array

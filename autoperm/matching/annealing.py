@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..batches import check_rereadable
 from ..errors import MatcherError
-from ..evaluate import Loss, check_rereadable
+from ..evaluate import Loss
 from ..permutation import Permutation
 from ..spec import PermutationSpec
 from .match import Match

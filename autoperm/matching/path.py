@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from ..batch_norm import BatchNorm
+from ..batches import check_rereadable, pair, samples_in, to_device
 from ..blend import lerp
 from ..copies import copy_model, forget_caches
 from ..errors import EvaluationError
-from ..evaluate import Loss, check_rereadable, device_of, pair, samples_in, to_device
+from ..evaluate import Loss, device_of
 from ..permutation import Permutation
 from ..state import check_same_architecture, check_same_indices, tensors
 

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from ..batches import check_rereadable
 from ..errors import AutopermError, EvaluationError, MatcherError
-from ..evaluate import Loss, check_rereadable
+from ..evaluate import Loss
 from ..permutation import Permutation
 from ..spec import PermutationSpec
 from ..state import interpolates

@@ -28,8 +28,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..batches import check_rereadable
 from ..errors import EvaluationError, MatcherError, WeightsError
-from ..evaluate import Loss, check_rereadable
+from ..evaluate import Loss
 from ..permutation import Permutation
 from ..spec import PermutationSpec
 from ..state import interpolates

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
+from ..batches import check_rereadable
 from ..blend import barycentric
 from ..copies import copy_model
 from ..errors import ArchitectureError, SpecError
-from ..evaluate import check_rereadable
 from ..state import check_same_architecture, tensors
 from .biases import MissingBias, check_choice
 from .bound import BoundRepair
