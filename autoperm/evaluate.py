@@ -93,6 +93,11 @@ class Evaluator:
         return self.data if is_mapping(self.data) else {"": self.data}
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the metrics that are asked for. The accuracy is there by itself, where outputs are of classes."""
+        return tuple(_named(split, name) for split in self.loaders for name in ("loss", *(self.metrics or {})))
+
+    @property
     def higher_is_better(self) -> tuple[str, ...]:
         """Names of the metrics for which more is better."""
         better = [name for name, metric in self._all().items() if metric.higher_is_better]
