@@ -88,6 +88,9 @@ def check_same_architecture(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) ->
           bias: shape (3,) in A, (4,) in B
         Build both models with the same configuration.
     """
+    for given in (a, b):
+        if isinstance(given, nn.Module):
+            raise ArchitectureError(f"a state dict is needed, and got a {type(given).__name__}; give its .state_dict()")
     faults = [f"{name}: only in A, with shape {_shape(tensor)}" for name, tensor in a.items() if name not in b]
     faults += [f"{name}: only in B, with shape {_shape(tensor)}" for name, tensor in b.items() if name not in a]
     both = [(name, tensor, b[name]) for name, tensor in a.items() if name in b]

@@ -140,3 +140,29 @@ def test_a_renormalizer_is_a_name_or_an_object(given: Any) -> None:
 def test_one_model_is_no_list_of_ends() -> None:
     with pytest.raises(ArchitectureError, match="needs a list of the models that the model is between, and got a mo"):
         repair(A, B, [INPUTS])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda a, b: autoperm.lerp(a, b, 0.5),
+        lambda a, b: autoperm.slerp(a, b, 0.5),
+        lambda a, b: autoperm.average([a, b]),
+        autoperm.task_vector,
+    ],
+)
+def test_arithmetic_is_of_state_dicts(use: Callable[[Any, Any], object]) -> None:
+    with pytest.raises(ArchitectureError, match=r"a state dict is needed, .* Sequential; give its \.state_dict\(\)"):
+        use(A, B)
+
+
+def test_outputs_of_another_kind_need_a_loss() -> None:
+    with pytest.raises(EvaluationError, match="give a loss and metrics of your own"):
+        Evaluator([(INPUTS, TARGETS)])(nn.Sequential(A, Named()))
+
+
+class Named(nn.Module):
+    """Gives its output a name."""
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"logits": x}
