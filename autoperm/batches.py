@@ -123,10 +123,12 @@ def samples_in(target: Any) -> int:
         >>> samples_in(torch.zeros(3, 2))
         3
     """
-    if not isinstance(target, Tensor) or target.ndim == 0:
+    if not isinstance(target, Tensor):
         raise EvaluationError(
             f"the target is a {type(target).__name__}, but must be a tensor with samples along its first axis"
         )
+    if target.ndim == 0:
+        raise EvaluationError("the target has no axis of samples, being of one alone; give a DataLoader, not a dataset")
     return len(target)
 
 

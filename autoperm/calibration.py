@@ -183,6 +183,11 @@ def _probabilities(predictions: Predictions | Tensor, targets: Tensor | None) ->
             raise EvaluationError("targets are given, but the predictions hold their own; leave targets out")
         values, truth = labelled(predictions.outputs, predictions.targets)
         return values.softmax(-1), truth
+    if not isinstance(predictions, Tensor):
+        raise EvaluationError(
+            f"the predictions are a {type(predictions).__name__}; give what predict(model, loader) returns, or a "
+            "tensor of probabilities"
+        )
     if targets is None:
         raise EvaluationError("a tensor of probabilities needs targets, the true classes")
     values, truth = labelled(predictions, targets)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
-from .errors import EvaluationError, SpecError
+from .errors import EvaluationError, SpecError, quoted
 from .results import Result, check_metrics
 from .walk import Evaluate, better, measuring, numbers
 
@@ -51,8 +51,7 @@ class Comparison(Result):
             SpecError: if there is no such metric.
         """
         if metric not in self.metrics:
-            names = ", ".join(f"'{name}'" for name in self.metrics)
-            raise SpecError(f"the comparison has no metric '{metric}'; it has {names}")
+            raise SpecError(f"the comparison has no metric '{metric}'; it has {quoted(self.metrics)}")
         return self.models[self._best(metric)]
 
     def records(self) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import ArchitectureError, TraceError
+from .errors import ArchitectureError, TraceError, quoted
 
 
 def copy_model(model: nn.Module, *, share_parameters: bool = False) -> nn.Module:
@@ -65,7 +65,7 @@ def with_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> nn.Module:
     loaded = copied.state_dict()
     changed = [name for name, tensor in state.items() if not torch.equal(loaded[name], tensor)]
     if changed:
-        names = ", ".join(f"'{name}'" for name in changed[:8])
+        names = quoted(changed[:8])
         raise ArchitectureError(
             f"{type(model).__name__} does not hold the values of {names} after loading them: these share memory with "
             "other tensors (tied weights) in this model but not in another. Tie the same weights in all models"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
 from typing import TYPE_CHECKING, Literal
 
-from .errors import SpecError
+from .errors import SpecError, quoted
 from .results import Result, check_metrics
 
 if TYPE_CHECKING:
@@ -100,9 +100,9 @@ class Curve(Result):
             "Simultaneous Linear Connectivity of Neural Networks Modulo Permutation", arXiv 2404.06498 (2024).
         """
         if metric not in self.metrics:
-            raise SpecError(f"the curve has no metric '{metric}'; it has {_quoted(self.metrics)}")
+            raise SpecError(f"the curve has no metric '{metric}'; it has {quoted(self.metrics)}")
         if reference not in REFERENCES:
-            raise SpecError(f"there is no reference '{reference}' for a barrier; choose from {_quoted(REFERENCES)}")
+            raise SpecError(f"there is no reference '{reference}' for a barrier; choose from {quoted(REFERENCES)}")
         if len(self.nodes) > 2:
             return max(leg.barrier(metric, reference=reference) for leg in self.legs)
         sign = -1.0 if metric in self.higher_is_better else 1.0
@@ -182,7 +182,3 @@ def _chord(start: float, end: float, lam: float) -> float:
 
 def _row(head: str, cells: Mapping[str, str], widths: Mapping[str, int]) -> str:
     return f"{head:>6}" + "".join(f"{cells[name]:>{width}}" for name, width in widths.items())
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

@@ -6,6 +6,8 @@ shapes, and what to do about it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 
 class AutopermError(ValueError):
     """Root of everything that autoperm raises on purpose."""
@@ -56,3 +58,13 @@ class EvaluationError(AutopermError):
 
 class ActivationsError(AutopermError):
     """Activations cannot be used: NaN or infinite values, or shapes that do not fit the recorded ones."""
+
+
+def quoted(names: Iterable[object]) -> str:
+    """Return names as messages show them.
+
+    Example:
+        >>> quoted(["loss", "accuracy"])
+        "'loss', 'accuracy'"
+    """
+    return ", ".join(f"'{name}'" for name in names)

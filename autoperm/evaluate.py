@@ -79,8 +79,9 @@ class Evaluator:
             check_rereadable(loader)
         if not isinstance(self.loss, Metric) and (isinstance(self.loss, type) or not callable(self.loss)):
             raise EvaluationError(f"the loss is {self.loss!r}; give a function f(output, target), or a Metric")
-        if self.metrics is not None and not is_mapping(self.metrics):
-            raise EvaluationError(f"metrics is a {type(self.metrics).__name__}; give a dictionary name -> metric")
+        if not is_mapping(self.metrics or {}):
+            what = type(self.metrics).__name__
+            raise EvaluationError(f"metrics is a {what}, but must be a dictionary of functions by name")
         for name, metric in (self.metrics or {}).items():
             if name == "loss" or not isinstance(name, str):
                 raise EvaluationError(f"a metric is called {name!r}; give the loss as loss=, and others under a name")

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from .activations import ActivationMatching
-from .errors import MatcherError
+from .errors import MatcherError, quoted
 from .evaluate import Loss
 from .matching import (
     ManyMatcher,
@@ -101,7 +101,7 @@ def get_matcher(
         raise MatcherError(f"a {type(matcher).__name__} object is for align_many")
     if not callable(matcher) and not isinstance(matcher, ModelMatcher):
         raise MatcherError(
-            f"a {type(matcher).__name__} object is no matcher: it must be a name ({_quoted(_MATCHERS)}) or a callable "
+            f"a {type(matcher).__name__} object is no matcher: it must be a name ({quoted(_MATCHERS)}) or a callable "
             "(spec, params_a, params_b) -> Permutation"
         )
     return matcher
@@ -229,7 +229,7 @@ def _make(entries: Mapping[str, _Entry], name: str, data: object, loss: object, 
 
 def _unknown(name: str, entries: Mapping[str, _Entry]) -> MatcherError:
     many = f"; {name!r} is for align_many" if name in _MANY_MATCHERS else ""
-    return MatcherError(f"no matcher is called {name!r}; there are {_quoted(entries)}{many}")
+    return MatcherError(f"no matcher is called {name!r}; there are {quoted(entries)}{many}")
 
 
 def _check_unused(data: object, loss: object) -> None:
@@ -241,7 +241,3 @@ def _check_unused(data: object, loss: object) -> None:
 def _check_instance(matcher: object) -> None:
     if isinstance(matcher, type):
         raise MatcherError(f"{matcher.__name__} is a class; make a matcher of it: {matcher.__name__}(...)")
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(map(repr, names))

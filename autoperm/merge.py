@@ -34,8 +34,8 @@ class Merged:
         weights: of the models, which sum to 1.
         alignment: how the models were aligned; None if they were aligned already.
         merged: names of the tensors that are a weighted mean.
-        kept: names of the tensors that ``only=`` left out, which are those of the first model, unless a renormalizer has
-            changed them.
+        kept: names of the tensors that ``only=`` left out, which are those of the first model, unless a renormalizer
+            has changed them.
         taken: names of the integer and boolean buffers, which have no mean and are those of the first model.
         renormalized: what repaired the statistics; None if nothing did.
     """

@@ -62,7 +62,14 @@ def cross_entropy(output: Any, target: Tensor) -> Tensor:
         tensor([1.3863, 1.3863, 1.3863, 1.3863])
     """
     if isinstance(target, Tensor) and target.is_floating_point():
-        return F.cross_entropy(_wide(logits(output)), target, reduction="none")
+        found = logits(output)
+        if found.shape != target.shape or found.ndim < 2:
+            raise EvaluationError(
+                f"outputs of shape {tuple(found.shape)} and targets of shape {tuple(target.shape)} do not fit; targets "
+                "that are no integers are probabilities, of the shape (batch, classes) of the outputs. Convert classes "
+                "with .long(), or give a loss=... of your own"
+            )
+        return F.cross_entropy(_wide(found), target, reduction="none")
     scores, classes = _items(output, target)
     return F.cross_entropy(_wide(scores), classes, ignore_index=IGNORED, reduction="none")[classes != IGNORED]
 

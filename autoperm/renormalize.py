@@ -10,7 +10,7 @@ from torch import nn
 
 from .batch_norm import reestimate
 from .batches import check_rereadable
-from .errors import SpecError
+from .errors import SpecError, quoted
 from .repair import Repair
 
 Renormalize = Callable[[nn.Module, Sequence[float]], nn.Module]
@@ -61,7 +61,7 @@ def get_renormalizer(renormalize: str | Renormalizer | None, data: Iterable[Any]
             named = " or ".join(f"'{name}'" for name in _NAMES)
             raise SpecError(f"data is given, but only renormalize={named} reads it; add that, or leave data out")
         return None
-    names = ", ".join(f"'{name}'" for name in _NAMES)
+    names = quoted(_NAMES)
     if not isinstance(renormalize, str):
         if isinstance(renormalize, type) or not hasattr(renormalize, "bind"):
             raise SpecError(f"renormalize is {renormalize!r}; choose {names}, or an object such as Repair(data)")

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Self
 
-from .errors import SpecError
+from .errors import SpecError, quoted
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Result:
         needed = [item.name for item in fields(cls) if item.default is MISSING and item.default_factory is MISSING]
         missing = [name for name in needed if name not in data]
         if missing:
-            raise SpecError(f"a {cls.__name__} needs the entries {_quoted(needed)}, but {_quoted(missing)} is missing")
+            raise SpecError(f"a {cls.__name__} needs the entries {quoted(needed)}, but {quoted(missing)} is missing")
         return cls(**{item.name: _frozen(data[item.name]) for item in fields(cls) if item.name in data})
 
     def save(self, path: str | PathLike[str]) -> None:
@@ -101,7 +101,3 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _frozen(item) for key, item in value.items()}
     return tuple(map(_frozen, value)) if isinstance(value, (tuple, list)) else value
-
-
-def _quoted(names: list[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from .errors import SpecError
+from .errors import SpecError, quoted
 from .spec import PermutationSpec
 
 
@@ -68,5 +68,5 @@ def _nothing(pattern: str, names: Collection[str], spec: PermutationSpec | None)
     near = get_close_matches(pattern, [*known, *factors], n=5, cutoff=0.5)
     modules = list(dict.fromkeys(name.partition(".")[0] for name in names))
     shown = "near it are" if near else "there are"
-    listing = ", ".join(f"'{name}'" for name in (near or modules[:8]))
+    listing = quoted(near or modules[:8])
     return SpecError(f"no tensor, module or factor is called '{pattern}'; {shown} {listing}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING
 
 from .curves import REFERENCES, Curve, Reference
-from .errors import SpecError
+from .errors import SpecError, quoted
 from .results import Result, check_metrics
 
 if TYPE_CHECKING:
@@ -89,9 +89,9 @@ class Surface(Result):
             SpecError: if there is no such metric or reference, or a corner is not among the points.
         """
         if metric not in self.metrics:
-            raise SpecError(f"the surface has no metric '{metric}'; it has {_quoted(self.metrics)}")
+            raise SpecError(f"the surface has no metric '{metric}'; it has {quoted(self.metrics)}")
         if reference not in REFERENCES:
-            raise SpecError(f"there is no reference '{reference}' for a barrier; choose from {_quoted(REFERENCES)}")
+            raise SpecError(f"there is no reference '{reference}' for a barrier; choose from {quoted(REFERENCES)}")
         missing = [i for i, corner in enumerate(self._corners()) if corner not in self.weights]
         if missing:
             raise SpecError(f"a barrier is above the corners, but the surface has no value at model {missing[0]}")
@@ -192,7 +192,3 @@ def _plane(corners: Sequence[float], weights: Sequence[float]) -> float:
     nearest = max(range(len(corners)), key=lambda i: weights[i])
     start = corners[nearest]
     return start + math.fsum(weight * (corner - start) for weight, corner in zip(weights, corners, strict=True))
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)

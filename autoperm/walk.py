@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from .batches import is_mapping
 from .blend import angle, arc_into, check_same_architectures, mean_into
 from .copies import copy_model, forget_caches
-from .errors import ArchitectureError, EvaluationError, SpecError
+from .errors import ArchitectureError, EvaluationError, SpecError, quoted
 from .evaluate import Evaluator
 from .metrics import checked
 from .renormalize import Renormalizer
@@ -90,7 +90,7 @@ class Walker:
             odd = [name for name in first if name not in held or not _alike(held[name], first[name])]
             if odd:
                 raise EvaluationError(
-                    f"the model's tensors {_quoted(odd)} have another shape, dtype or device than before; evaluate "
+                    f"the model's tensors {quoted(odd)} have another shape, dtype or device than before; evaluate "
                     "must not convert or move the model that it is given: copy it first"
                 )
         else:
@@ -101,6 +101,7 @@ class Walker:
                 # The model's own state dict adds the entries that are not tensors, without which a strict load fails.
                 self._model.load_state_dict({**self._model.state_dict(), **held})
         forget_caches(self._model)
+        self._model.zero_grad()
         return self._model.eval()
 
     def _write(self, held: Mapping[str, Tensor], weights: Sequence[float]) -> None:
@@ -135,7 +136,7 @@ class Walker:
         changed = [name for name in state if interpolates(state[name]) and not torch.equal(loaded[name], state[name])]
         if changed:
             raise ArchitectureError(
-                f"a copy of {a} does not hold the values of {_quoted(changed)} in {b} after loading them: these share "
+                f"a copy of {a} does not hold the values of {quoted(changed)} in {b} after loading them: these share "
                 f"memory with other tensors in {a} (tied weights) but not in {b}. Tie the same weights in both."
             )
         buffers, held = dict(model.named_buffers()), dict(self._model.named_buffers())
@@ -143,7 +144,7 @@ class Walker:
         other = [name for name in both if not torch.allclose(held[name], buffers[name], 0.0, 0.0, equal_nan=True)]
         if other:
             raise ArchitectureError(
-                f"a copy of {a} does not hold the buffers {_quoted(other)} of {b} after loading its state dict, which "
+                f"a copy of {a} does not hold the buffers {quoted(other)} of {b} after loading its state dict, which "
                 "lacks them (persistent=False), so that the path would not end at it. Make them persistent, or equal"
             )
 
@@ -175,7 +176,7 @@ def walk(
         SpecError: If there is no such route.
     """
     if route not in ROUTES:
-        raise SpecError(f"there is no path '{route}'; choose from {_quoted(ROUTES)}")
+        raise SpecError(f"there is no path '{route}'; choose from {quoted(ROUTES)}")
     measure = measuring(evaluate)
     walker = Walker(models, route)
     kept = None if journal is None else journal()
@@ -192,7 +193,7 @@ def walk(
             raise EvaluationError(f"at {stop.place}: {error}") from error
         if rows and row.keys() != rows[0].keys():
             raise EvaluationError(
-                f"evaluate returned the metrics {_quoted(row)} at {stop.place}, but {_quoted(rows[0])} at "
+                f"evaluate returned the metrics {quoted(row)} at {stop.place}, but {quoted(rows[0])} at "
                 f"{stops[0].place}; return the same metrics for every model"
             )
         if kept is not None:
@@ -283,10 +284,6 @@ def numbers(metrics: object) -> dict[str, float]:
             raise EvaluationError(f"metric '{name}' is {_short(value)}; it must be a number, or a tensor of one")
         found[name] = checked(name, float(value.detach() if isinstance(value, Tensor) else value))
     return found
-
-
-def _quoted(names: Iterable[str]) -> str:
-    return ", ".join(f"'{name}'" for name in names)
 
 
 def _short(value: object) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoperm import Predictions, Reliability, reliability
 from autoperm.errors import EvaluationError, SpecError
@@ -122,6 +122,9 @@ def test_faults_are_named() -> None:
         reliability(probabilities.log(), targets)
     with pytest.raises(EvaluationError, match=r"sum to .* over the 3 classes"):
         reliability(probabilities / 2, targets)
+    for odd in (nn.Identity(), {"test": Predictions(probabilities, targets)}):
+        with pytest.raises(EvaluationError, match=r"are a (Identity|dict); give what predict\(model, loader\) returns"):
+            reliability(odd)  # type: ignore[arg-type]
     with pytest.raises(EvaluationError, match="needs targets"):
         reliability(probabilities)
     with pytest.raises(EvaluationError, match="hold their own"):

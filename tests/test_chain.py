@@ -11,8 +11,8 @@ import torch
 from ends import Tied, inputs, net, targets, weightless
 from torch import nn
 
-from autoperm import interpolate, interpolate_chain, merge
-from autoperm.errors import ArchitectureError, WeightsError
+from autoperm import Curve, interpolate, interpolate_chain, merge
+from autoperm.errors import ArchitectureError, SpecError, WeightsError
 from autoperm.evaluate import Evaluator
 
 
@@ -28,6 +28,12 @@ def test_the_legs_of_a_chain_are_lines(path: Literal["lerp", "slerp"]) -> None:
         assert leg.metrics == line.metrics
         assert leg.lam == pytest.approx(line.lam)
     assert chain.barrier() == max(leg.barrier() for leg in chain.legs)
+
+
+@pytest.mark.parametrize("nodes", [(), (0.0,), (0.0, 0.5), (0.5, 1.0), (0.0, 0.25, 1.0), (0.0, 1.0, 0.5)])
+def test_nodes_rise_from_0_to_1_among_the_positions(nodes: tuple[float, ...]) -> None:
+    with pytest.raises(SpecError, match="nodes must rise from 0 to 1 and be among the positions"):
+        Curve((0.0, 0.5, 1.0), {"loss": (0.0, 0.0, 0.0)}, nodes=nodes)
 
 
 def test_the_table_of_a_chain_shows_its_models() -> None:

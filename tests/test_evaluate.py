@@ -159,6 +159,8 @@ def test_one_value_an_item_or_the_mean_of_a_batch(samples: int, batch_size: int)
 def test_a_target_without_samples() -> None:
     with pytest.raises(EvaluationError, match="target is a int"):
         Evaluator([(torch.zeros(2, 2), 1)])(nn.Identity())
+    with pytest.raises(EvaluationError, match=r"the target has no axis of samples.*; give a DataLoader, not a dataset"):
+        Evaluator(TensorDataset(*data()))(nn.Identity())
 
 
 def test_from_tensors_checks_its_sizes() -> None:
@@ -300,6 +302,8 @@ def test_names_of_metrics() -> None:
         Evaluator([], metrics={"loss": top(1)})
     with pytest.raises(EvaluationError, match="metric 'top' is a int"):
         Evaluator([], metrics={"top": 5})  # type: ignore[dict-item]
+    with pytest.raises(EvaluationError, match="metrics is a list, but must be a dictionary of functions by name"):
+        Evaluator([], metrics=[top(5)])  # type: ignore[arg-type]
 
 
 def test_empty_loaders_are_named() -> None:

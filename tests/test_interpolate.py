@@ -221,6 +221,20 @@ def test_evaluate_may_replace_tensors_but_not_convert_them() -> None:
         interpolate(a, b, lambda model: {"loss": float(len(list(model.half().modules())))}, points=3)
 
 
+def test_gradients_do_not_outlive_their_point() -> None:
+    def slope(model: nn.Module) -> dict[str, float]:
+        (model(torch.ones(1, 1)) ** 2).sum().backward()
+        gradient = model.get_parameter("weight").grad
+        assert gradient is not None
+        return {"slope": gradient.item()}
+
+    a, b = (nn.Linear(1, 1, bias=False) for _ in "ab")
+    a.weight.data.fill_(0.0)
+    b.weight.data.fill_(4.0)
+    assert interpolate(a, b, slope, points=3).metrics["slope"] == (0.0, 4.0, 8.0)
+    assert a.weight.grad is None
+
+
 def test_a_cache_does_not_outlive_its_point() -> None:
     class Cached(nn.Linear):
         cache: Tensor | None = None
@@ -465,6 +479,12 @@ def test_metrics_must_not_change() -> None:
 def test_barriers_by_hand(loss: tuple[float, ...], mean: float, chord: float) -> None:
     assert made(*loss).barrier() == mean
     assert made(*loss).barrier(reference="chord") == chord
+
+
+def test_a_chord_goes_through_both_ends_exactly() -> None:
+    curve = Curve((0.0, 0.5, 1.0), {"loss": (0.7, 0.0, 0.1)})
+    assert 0.7 + (0.1 - 0.7) < 0.1  # what rounding would make of it
+    assert curve.barrier(reference="chord") == 0.0
 
 
 @given(values, values, st.floats(0, 1e3), st.integers(2, 30))

@@ -82,6 +82,9 @@ def test_what_does_not_fit() -> None:
         top(5).of(scores(2, 3), classes(3, 2))
     with pytest.raises(EvaluationError, match=r"shape \(2, 3\) and targets of shape \(3,\) do not fit"):
         cross_entropy(scores(2, 3), classes(3, 3))
+    for output, target in ((scores(4), torch.rand(4)), (scores(4, 3), torch.rand(4)), (scores(2, 3), torch.rand(3, 2))):
+        with pytest.raises(EvaluationError, match="do not fit; targets that are no integers are probabilities, of"):
+            cross_entropy(output, target)
     with pytest.raises(EvaluationError, match=r"type torch\.bool, but must be classes"):
         top(1).of(scores(2, 3), torch.tensor([True, False]))
     with pytest.raises(EvaluationError, match=r"the model returned a tuple, but must return a tensor.*\.logits"):

@@ -78,7 +78,7 @@ def test_a_loss_is_a_function(loss: Any) -> None:
 
 
 def test_metrics_have_names() -> None:
-    with pytest.raises(EvaluationError, match="metrics is a list; give a dictionary"):
+    with pytest.raises(EvaluationError, match="metrics is a list, but must be a dictionary"):
         Evaluator([(INPUTS, TARGETS)], metrics=[autoperm.top(2)])  # type: ignore[arg-type]
 
 

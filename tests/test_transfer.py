@@ -118,6 +118,7 @@ def test_variances_that_become_negative() -> None:
     learnt[1].running_var.zero_()  # type: ignore[index, operator, union-attr]
     with pytest.raises(WeightsError, match=r"running variances of '1' become negative.*batch_norm"):
         transfer(base_a, base_b, learnt, 3.0)
+    transfer(base_b, base_b, learnt, 1.0)  # they are 0, as those of the tuned model
     found = transfer(base_a, base_b, learnt, 3.0, renormalize="batch_norm", data=[inputs()])
     assert bool((found.model[1].running_var > 0).all())  # type: ignore[index, operator, union-attr]
 
@@ -166,6 +167,10 @@ def test_the_report() -> None:
     assert lines[1].startswith("  scale 0.5, length ")
     assert lines[2] == "  scale 1, length 0.00% of base B's"
     assert "Alignment of Sequential" in text
+    doubled = mlp(1)
+    for parameter in doubled.parameters():
+        parameter.data *= 2
+    assert "scale 1, length 100.00% of base B's" in str(transfer(base_a, base_b, doubled))
 
 
 # --- state dicts --------------------------------------------------------------------------------------------------

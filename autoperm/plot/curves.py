@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..curves import Curve, Reference
-from ..errors import SpecError
+from ..errors import SpecError, quoted
 from .style import SMALL, Look, by_label, figure_of, legend, letters, looks, new_panels, plain, title_of
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def _metrics(curves: Mapping[str, Curve], metrics: Sequence[str] | None) -> list
         missing = [name for name in names if name not in item.metrics]
         if missing:
             of = f"the curve '{label}'" if label else "the curve"
-            raise SpecError(f"{of} has no metric '{missing[0]}'; it has " + ", ".join(f"'{m}'" for m in item.metrics))
+            raise SpecError(f"{of} has no metric '{missing[0]}'; it has {quoted(item.metrics)}")
     if not names:
         raise SpecError("there is no metric to draw: the curves have none in common, or metrics is empty")
     return names

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from math import sqrt
 from typing import TYPE_CHECKING
 
-from ..errors import SpecError
+from ..errors import SpecError, quoted
 from ..surface import Surface
 from .style import SMALL, by_label, figure_of, letters, missing_matplotlib, new_panels
 
@@ -118,7 +118,7 @@ def _face(item: Surface, metric: str, models: Sequence[int] | None, label: str) 
     """The points that have no weight of other models."""
     of = f"the surface '{label}'" if label else "the surface"
     if metric not in item.metrics:
-        raise SpecError(f"{of} has no metric '{metric}'; it has " + ", ".join(f"'{m}'" for m in item.metrics))
+        raise SpecError(f"{of} has no metric '{metric}'; it has {quoted(item.metrics)}")
     i, j, k = _chosen(item, models)
     rest = [m for m in range(item.models) if m not in (i, j, k)]
     face = {

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import nn
 
-from ..errors import ArchitectureError, SpecError
+from ..errors import ArchitectureError, SpecError, quoted
 from ..graph import Value
 from .layers import Layer, LeftAlone
 from .operands import View
@@ -28,8 +28,7 @@ def check_choice(bias: str) -> None:
         SpecError: if there is none.
     """
     if bias not in _CHOICES:
-        names = ", ".join(f"'{name}'" for name in _CHOICES)
-        raise SpecError(f"there is no bias='{bias}'; choose {names}")
+        raise SpecError(f"there is no bias='{bias}'; choose {quoted(_CHOICES)}")
 
 
 def settle(layers: Sequence[Layer], model: nn.Module, bias: MissingBias) -> tuple[list[Layer], list[LeftAlone]]:
