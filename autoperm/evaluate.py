@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
 
 from .batches import check_readable, check_rereadable, is_mapping, pair, samples_in, to_device
 from .errors import EvaluationError
@@ -138,8 +137,10 @@ class Evaluator:
             )
         if batch_size < 1:
             raise EvaluationError(f"batch_size is {batch_size}, but must be at least 1")
-        loader: DataLoader[tuple[Tensor, ...]] = DataLoader(TensorDataset(inputs, targets), batch_size=batch_size)
-        return cls(loader, loss, metrics=metrics)
+        # Views, which a DataLoader would copy sample by sample at every evaluation.
+        starts = range(0, len(inputs), batch_size)
+        batches = [(inputs[i : i + batch_size], targets[i : i + batch_size]) for i in starts]
+        return cls(batches, loss, metrics=metrics)
 
     def __call__(self, model: nn.Module) -> dict[str, float]:
         """Return the metrics of a model: ``"loss"``, ``"accuracy"`` for classification, and the others.

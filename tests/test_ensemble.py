@@ -215,7 +215,7 @@ def test_faults_name_the_model() -> None:
     for none, what in (({}, "an empty one"), ([linear(0)], "a list"), (linear(0), "a Linear")):
         with pytest.raises(EvaluationError, match=f"dictionary of models.*, and got {what}"):
             compare(none, evaluator())  # type: ignore[arg-type]
-    with pytest.raises(EvaluationError, match=r"evaluate is a DataLoader.*; give Evaluator\(loader\)"):
+    with pytest.raises(EvaluationError, match=r"evaluate is a list.*; give Evaluator\(loader\)"):
         compare(models, evaluator().data)  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"\('accuracy',\)"):
         compare(models, lambda model: {"loss": 0.0}, higher_is_better="accuracy")

@@ -42,6 +42,22 @@ def test_a_loader_and_tensors_agree() -> None:
     assert Evaluator(loader)(nn.Identity()) == Evaluator.from_tensors(inputs, targets, batch_size=3)(nn.Identity())
 
 
+def test_tensors_are_not_copied_and_draw_no_random_numbers() -> None:
+    inputs, targets = data()
+    places: list[int] = []
+
+    def place(output: Tensor, target: Tensor) -> Tensor:
+        places.append(output.data_ptr())
+        return torch.tensor(0.0)
+
+    state = torch.get_rng_state()
+    Evaluator.from_tensors(inputs, targets, batch_size=3, loss=place)(nn.Identity())
+    assert places == [inputs[i:].data_ptr() for i in range(0, len(inputs), 3)]
+    torch.testing.assert_close(torch.get_rng_state(), state)
+    with pytest.raises(EvaluationError, match="no samples"):
+        Evaluator.from_tensors(inputs[:0], targets[:0])(nn.Identity())
+
+
 def test_a_loss_of_the_users_own() -> None:
     inputs, targets = data()
     evaluate = Evaluator.from_tensors(inputs, targets, loss=lambda output, target: (output.sum(1) - target).mean())

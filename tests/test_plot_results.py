@@ -154,6 +154,17 @@ def test_many_places_on_a_logarithmic_scale_are_written_as_numbers() -> None:
     assert "16" in written
 
 
+@pytest.mark.parametrize(
+    ("draw", "kind"), [(plot.curve, "Curve"), (plot.surface, "Surface"), (plot.reliability, "Reli")]
+)
+@pytest.mark.parametrize("given", [[], NAIVE, NAIVE[0], {"a": NAIVE[0]}])
+def test_what_is_no_result_of_the_kind(draw: Any, kind: str, given: Any) -> None:
+    with pytest.raises(SpecError, match=f"a (list|Estimate|dict) cannot be drawn here; give a {kind}"):
+        draw(given)
+    with pytest.raises(SpecError, match=f"nothing to draw; give a {kind}"):
+        draw({})
+
+
 def test_trends_that_cannot_be_drawn() -> None:
     with pytest.raises(SpecError, match="nothing to draw"):
         plot.trend([], {"naive": []}, xlabel="width")
@@ -163,7 +174,7 @@ def test_trends_that_cannot_be_drawn() -> None:
         plot.trend([1, 2, 3], {"naive": NAIVE}, xlabel="width")
     with pytest.raises(SpecError, match="x must rise"):
         plot.trend([4, 1], {"naive": NAIVE}, xlabel="width")
-    with pytest.raises(SpecError, match="x begins with 0"):
+    with pytest.raises(SpecError, match=r"x begins with 0.*leave out this x, or log=True"):
         plot.trend([0, 1], {"naive": NAIVE}, xlabel="epoch", log=True)
     plot.trend([0, 1], {"naive": NAIVE}, xlabel="epoch").canvas.draw()
 

@@ -34,6 +34,31 @@ Stroke = str | tuple[float, tuple[float, ...]]
 """How matplotlib names the dashes of a line."""
 
 
+Drawn = TypeVar("Drawn")
+
+
+def by_label(given: Drawn | Mapping[str, Drawn], kind: type[Drawn]) -> dict[str, Drawn]:
+    """Return results by label; a single one has the label ``""``.
+
+    Raises:
+        SpecError: If there is none, or they are no results of the kind.
+
+    Example:
+        >>> by_label([0.5, 1.5], float)
+        Traceback (most recent call last):
+        autoperm.errors.SpecError: a list cannot be drawn here; give a float, or a dictionary label -> float
+    """
+    named = {"": given} if isinstance(given, kind) else given
+    if not isinstance(named, Mapping) or not all(isinstance(item, kind) for item in named.values()):
+        raise SpecError(
+            f"a {type(given).__name__} cannot be drawn here; give a {kind.__name__}, or a dictionary label -> "
+            f"{kind.__name__}"
+        )
+    if not named:
+        raise SpecError(f"there is nothing to draw; give a {kind.__name__}, or a dictionary label -> {kind.__name__}")
+    return dict(named)
+
+
 class Look(NamedTuple):
     """How a line is drawn: in a print in grey the stroke and the marker are left."""
 

@@ -84,7 +84,7 @@ def _check(x: Sequence[float], estimates: Mapping[str, Sequence[Estimate]], *, l
     if list(x) != sorted({*x}):
         raise SpecError(f"x must rise, but is {list(x)}")
     if log and x[0] <= 0:
-        raise SpecError(f"x begins with {x[0]}, which a logarithmic scale does not have; leave it out, or log=True")
+        raise SpecError(f"x begins with {x[0]}, which a logarithmic scale does not have; leave out this x, or log=True")
 
 
 def _line(axes: Axes, x: Sequence[float], estimates: Sequence[Estimate], look: Look, label: str) -> Artist:
