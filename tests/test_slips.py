@@ -107,11 +107,11 @@ SURE = Reliability((0.0, 1.0), (0.5,), (0.5,), (10,), "top-1")
     ],
 )
 def test_what_is_drawn_has_labels(draw: Callable[[Any], object], wanted: str, inside: object) -> None:
-    with pytest.raises(SpecError, match=rf"nothing to draw; give .*{wanted}"):
+    with pytest.raises(SpecError, match=rf"nothing to draw; give a {wanted}"):
         draw({})
-    with pytest.raises(SpecError, match=rf"cannot draw what is of type tuple; give .*{wanted}"):
+    with pytest.raises(SpecError, match=rf"a tuple cannot be drawn here; give a {wanted}"):
         draw(("naive", inside))
-    with pytest.raises(SpecError, match=rf"'naive' is of type float; give .*{wanted}"):
+    with pytest.raises(SpecError, match=rf"a dict cannot be drawn here; give a {wanted}"):
         draw({"naive": 0.5})
 
 

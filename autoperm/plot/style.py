@@ -28,8 +28,6 @@ _HANDLE, _LETTER, _ROW = 0.72, 0.071, 0.21
 """Inches in a legend: a line or mark with what is around it, a letter, from row to row."""
 
 
-T = TypeVar("T")
-
 Stroke = str | tuple[float, tuple[float, ...]]
 """How matplotlib names the dashes of a line."""
 
@@ -95,29 +93,6 @@ def looks(labels: Iterable[str]) -> dict[str, Look]:
     free = zip(cycle(colours), cycle(_STROKES), cycle(markers), strict=False)
     chosen = {**fixed, **dict(zip(others, starmap(Look, free), strict=False))}
     return {label: chosen[label] for label in labels}
-
-
-def by_label(given: T | Mapping[str, T], wanted: type[T]) -> dict[str, T]:
-    """Return what is to be drawn by its label; a single thing has the label ``""``.
-
-    Raises:
-        SpecError: if there is nothing, or something else.
-
-    Example:
-        >>> by_label(0.5, float), by_label({"half": 0.5}, float)
-        ({'': 0.5}, {'half': 0.5})
-    """
-    if isinstance(given, wanted):
-        return {"": given}
-    give = f"give one {wanted.__name__}, or a dictionary label -> {wanted.__name__}"
-    if not isinstance(given, Mapping):
-        raise SpecError(f"cannot draw what is of type {type(given).__name__}; {give}")
-    if not given:
-        raise SpecError(f"there is nothing to draw; {give}")
-    for label, item in given.items():
-        if not isinstance(item, wanted):
-            raise SpecError(f"'{label}' is of type {type(item).__name__}; {give}")
-    return dict(given)
 
 
 def letters(count: int) -> list[str]:
