@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -91,6 +92,23 @@ def test_which_equivalent_copy_comes_in_does_not_matter(name: str, traced: Calla
         twin, other = network.spec.random(seed).apply(b), network.spec.random(seed + 10).apply(c)
         same(merge([network.model, twin], (0.3, 0.7), **options).model, two.model, 1e-12)
         same(merge([network.model, twin, other], **options).model, three.model, 1e-12)
+
+
+@pytest.mark.parametrize(("count", "dtype"), [(2, torch.float64), (3, torch.float64), (2, torch.float32)])
+def test_nor_where_all_layers_have_the_same_say(count: int, dtype: torch.dtype) -> None:
+    def deep(seed: int) -> nn.Module:
+        sizes = [8, 12, 12, 12, 3]
+        layers = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.ReLU())]
+        return randomize(nn.Sequential(*layers[:-1]).double(), seed).to(dtype)
+
+    spec = discover(deep(0))
+    for seed in range(0, 30, count):
+        first, *others = (deep(seed + i) for i in range(count))
+        twins = [spec.random(seed + i).apply(other) for i, other in enumerate(others)]
+        one, other = (
+            merge([first, *models], matcher="merge-many", spec=spec, check=False) for models in (others, twins)
+        )
+        same(other.model, one.model, 1e-12 if dtype == torch.float64 else 1e-5)
 
 
 def test_a_copy_of_a_comes_out_in_its_own_order() -> None:

@@ -42,7 +42,8 @@ def grow(problem: Problem, blocks: Sequence[Block]) -> None:
     left = {block.root: block for block in blocks}
     try:
         while left:
-            root = max(left, key=lambda root: mass[root] / max(whole[root], 1e-300))
+            # Of equal shares, as the layers of models scaled to a norm have, rounding must not decide.
+            root = max(left, key=lambda root: round(mass[root] / max(whole[root], 1e-300), 5))
             block = left.pop(root)
             for active in block.rounds:
                 problem.step(block, active, list(known[root].values()))
