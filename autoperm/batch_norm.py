@@ -66,7 +66,7 @@ def reestimate(model: nn.Module, loader: Iterable[Any], *, batches: int | None =
     if not norms:
         raise ArchitectureError(
             f"{type(model).__name__} has no BatchNorm layer with running statistics, so there is nothing to "
-            "renormalize; interpolate without renormalize='batch_norm'"
+            "re-estimate; leave renormalize='batch_norm' out, or take 'repair'"
         )
     device = device_of(model)
     read = 0

@@ -7,6 +7,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset
 
 from .errors import EvaluationError
 
@@ -63,6 +64,10 @@ def check_readable(loader: object) -> None:
             f"the data is a {type(loader).__name__}, from which no batches can be read; "
             "give a DataLoader or a list of batches"
         )
+    if isinstance(loader, Tensor) or (isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)):
+        raise EvaluationError(
+            f"the data is a {type(loader).__name__}, not batches; give a DataLoader or a list of batches"
+        )
 
 
 def is_sequence(value: object) -> TypeGuard[Sequence[Any]]:
@@ -95,6 +100,11 @@ def pair(batch: Any) -> tuple[Any, Any]:
         >>> pair([1, 2])
         (1, 2)
     """
+    if is_mapping(batch):
+        raise EvaluationError(
+            f"the loader yielded a {type(batch).__name__}, not a pair; inputs by name need a target beside it: "
+            "(inputs, target)"
+        )
     if not is_sequence(batch) or len(batch) != 2:
         raise EvaluationError(
             f"the loader yielded a {type(batch).__name__}, not a pair (input, target); "

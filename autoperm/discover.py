@@ -25,6 +25,7 @@ from .rules.distinct import Spreads, differs_along
 from .rules.meaning import Positions, counting, counting_axis, hand_on, values_in
 from .signature import parse
 from .spec import PermutationSpec
+from .state import check_model
 from .terms import Arranged, Misfit, Pin, Term, constant, during, factor, pin
 from .trace import trace
 from .trace.boundary import draws_random_numbers, reads_what_it_draws_from
@@ -57,6 +58,7 @@ def discover(model: nn.Module, example_inputs: Any = None) -> PermutationSpec:
         The specification: one pattern for each parameter and floating-point buffer, one entry for each factor.
 
     Raises:
+        ArchitectureError: if it is no model.
         TraceError: if the model cannot be traced, or no inputs were found that it runs on.
 
     Example:
@@ -77,6 +79,7 @@ def discover(model: nn.Module, example_inputs: Any = None) -> PermutationSpec:
             2 axes  model output         2.weight[0], 2.bias[0]
             1 axis  model input 'input'  0.weight[1]
     """
+    check_model(model)
     args, kwargs = resolve_inputs(model, example_inputs)
     return infer(trace(model, args, kwargs))
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .batches import check_readable, check_rereadable, is_mapping, pair, samples_in, to_device
 from .errors import EvaluationError
 from .metrics import Measure, Metric, Tally, classifies, cross_entropy, logits, top
+from .state import check_model
 
 Loss = Callable[[Any, Any], Tensor]
 """``loss(output, target)``: a scalar tensor, the mean over the batch."""
@@ -75,6 +76,8 @@ class Evaluator:
             raise EvaluationError("the data is an empty dictionary; give at least one loader")
         for loader in self.loaders.values():
             check_rereadable(loader)
+        if not isinstance(self.loss, Metric) and (isinstance(self.loss, type) or not callable(self.loss)):
+            raise EvaluationError(f"the loss is {self.loss!r}; give a function f(output, target), or a Metric")
         if not is_mapping(self.metrics or {}):
             what = type(self.metrics).__name__
             raise EvaluationError(f"metrics is a {what}, but must be a dictionary of functions by name")
@@ -88,6 +91,11 @@ class Evaluator:
     def loaders(self) -> Mapping[str, Iterable[Any]]:
         """The loaders by name; a single one has the name ``""``."""
         return self.data if is_mapping(self.data) else {"": self.data}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the metrics that are asked for. The accuracy is there by itself, where outputs are of classes."""
+        return tuple(_named(split, name) for split in self.loaders for name in ("loss", *(self.metrics or {})))
 
     @property
     def higher_is_better(self) -> tuple[str, ...]:
@@ -277,6 +285,7 @@ def evaluating(model: nn.Module) -> Generator[None, None, None]:
         >>> model[0].training, model[1].training
         (True, False)
     """
+    check_model(model)
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

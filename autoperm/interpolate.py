@@ -10,6 +10,7 @@ from torch import nn
 
 from .curves import Curve
 from .errors import SpecError
+from .evaluate import Evaluator
 from .renormalize import Renormalizer, get_renormalizer
 from .resume import Journal, described, digest
 from .state import several, tensors
@@ -54,7 +55,7 @@ def interpolate(
         higher_is_better: Names of the metrics for which more is better; by default those that ``evaluate`` names in
             an attribute ``higher_is_better``, as an Evaluator does, else ``"accuracy"``.
         resume: A file where every finished point is kept. If the walk is interrupted, the same call with the same
-            file goes on after the last one. What cannot be compared is up to the caller: data and metrics.
+            file goes on after the last one. Data cannot be compared, nor can metrics but by their names.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -154,7 +155,7 @@ def interpolate_chain(
         evaluate,
         route=path,
         renormalizer=renormalizer,
-        journal=_journal(resume, models, renormalizer, path=path, points=points, result="Curve"),
+        journal=_journal(resume, models, evaluate, renormalizer, path=path, points=points, result="Curve"),
         progress=progress,
     )
     nodes = tuple(leg / legs for leg in range(legs + 1))
@@ -225,7 +226,7 @@ def interpolate_simplex(
         evaluate,
         route="lerp",
         renormalizer=renormalizer,
-        journal=_journal(resume, models, renormalizer, steps=steps, result="Surface"),
+        journal=_journal(resume, models, evaluate, renormalizer, steps=steps, result="Surface"),
         progress=progress,
     )
     return Surface(tuple(weights), metrics, higher_is_better)
@@ -252,14 +253,21 @@ def _compositions(total: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 
 def _journal(
-    resume: str | PathLike[str] | None, models: Sequence[nn.Module], renormalizer: Renormalizer | None, **given: Any
+    resume: str | PathLike[str] | None,
+    models: Sequence[nn.Module],
+    evaluate: Evaluate,
+    renormalizer: Renormalizer | None,
+    **given: Any,
 ) -> Callable[[], Journal] | None:
     if resume is None:
         return None
     file = resume
+    # A function of the user's own does not say what it measures.
+    measured = list(evaluate.names) if isinstance(evaluate, Evaluator) else None
 
     def begin() -> Journal:
         digests = [digest(tensors(model)) for model in models]
-        return Journal(file, {**given, "renormalize": described(renormalizer), "models": digests})
+        header = {**given, "metrics": measured, "renormalize": described(renormalizer), "models": digests}
+        return Journal(file, header)
 
     return begin

@@ -34,7 +34,8 @@ class Merged:
         weights: of the models, which sum to 1.
         alignment: how the models were aligned; None if they were aligned already.
         merged: names of the tensors that are a weighted mean.
-        kept: names of the tensors that ``only=`` left out, which are those of the first model.
+        kept: names of the tensors that ``only=`` left out, which are those of the first model, unless a renormalizer
+            has changed them.
         taken: names of the integer and boolean buffers, which have no mean and are those of the first model.
         renormalized: what repaired the statistics; None if nothing did.
     """
@@ -181,9 +182,10 @@ def split_data(
     """
     reads = isinstance(matcher, str) and takes(matcher, "data")
     named = isinstance(renormalize, str)
+    renormalizer = get_renormalizer(renormalize, data if named else None)
     if data is not None and not reads and not named:
         raise SpecError("data is given, but no matcher or renormalizer that is named reads it; leave it out")
-    return data if reads else None, get_renormalizer(renormalize, data if named else None)
+    return data if reads else None, renormalizer
 
 
 def _align(

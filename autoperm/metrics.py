@@ -119,7 +119,7 @@ def logits(output: Any) -> Tensor:
     if not isinstance(found, Tensor):
         raise EvaluationError(
             f"the model returned a {type(output).__name__}, but must return a tensor, or an object whose .logits is "
-            "one; give metrics of your own for other outputs"
+            "one; give a loss and metrics of your own for other outputs"
         )
     return found
 

@@ -75,8 +75,11 @@ class Journal:
         faults = [
             f"{name} is {there.get(name)!r} there and {here.get(name)!r} here"
             for name in dict.fromkeys([*here, *there])
-            if name != "models" and there.get(name) != here.get(name)
+            if name not in ("models", "metrics") and there.get(name) != here.get(name)
         ]
+        asked, asks = there.get("metrics"), here.get("metrics")
+        if asked and asks and {*asked} != {*asks}:
+            faults.append(f"metrics is {asked} there and {asks} here")
         old, new = there.get("models", ()), here.get("models", ())
         if len(old) != len(new):
             faults.append(f"there are {len(old)} models there and {len(new)} here")

@@ -27,12 +27,27 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
         >>> sorted(tensors(nn.Linear(2, 3)))
         ['bias', 'weight']
     """
-    if not isinstance(model, nn.Module):
-        raise ArchitectureError(
-            f"a model is needed, and got a {type(model).__name__}; build the model and load its weights first"
-        )
+    check_model(model)
     state: dict[str, object] = model.state_dict()
     return {name: value.detach() for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def check_model(model: object) -> None:
+    """Check that something is a model, and neither a result that holds one nor a state dict.
+
+    Raises:
+        ArchitectureError: If it is not.
+
+    Example:
+        >>> check_model(nn.Linear(2, 3).state_dict())
+        Traceback (most recent call last):
+        autoperm.errors.ArchitectureError: a model is needed, and got a OrderedDict; build the model and load its ...
+    """
+    if isinstance(model, nn.Module):
+        return
+    holds = isinstance(getattr(model, "model", None), nn.Module)
+    hint = "give its .model" if holds else "build the model and load its weights first"
+    raise ArchitectureError(f"a model is needed, and got a {type(model).__name__}; {hint}")
 
 
 def several(models: Iterable[nn.Module]) -> tuple[nn.Module, ...]:
@@ -73,17 +88,26 @@ def check_same_architecture(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) ->
           bias: shape (3,) in A, (4,) in B
         Build both models with the same configuration.
     """
+    for given in (a, b):
+        if isinstance(given, nn.Module):
+            raise ArchitectureError(f"a state dict is needed, and got a {type(given).__name__}; give its .state_dict()")
     faults = [f"{name}: only in A, with shape {_shape(tensor)}" for name, tensor in a.items() if name not in b]
     faults += [f"{name}: only in B, with shape {_shape(tensor)}" for name, tensor in b.items() if name not in a]
     both = [(name, tensor, b[name]) for name, tensor in a.items() if name in b]
     faults += [f"{n}: shape {_shape(x)} in A, {_shape(y)} in B" for n, x, y in both if x.shape != y.shape]
-    faults += [f"{n}: {x.dtype} in A, {y.dtype} in B" for n, x, y in both if x.dtype != y.dtype]
+    converted = [f"{n}: {x.dtype} in A, {y.dtype} in B" for n, x, y in both if x.dtype != y.dtype]
     moved = [f"{n}: on {x.device} in A, on {y.device} in B" for n, x, y in both if x.device != y.device]
     if faults:
         raise ArchitectureError(
             "model A and model B do not have the same architecture:\n"
-            + _listing(faults)
+            + _listing(faults + converted)
             + "\nBuild both models with the same configuration."
+        )
+    if converted:
+        raise ArchitectureError(
+            "model A and model B do not have the same dtypes:\n"
+            + _listing(converted)
+            + "\nConvert one of them with model.to(dtype)."
         )
     if moved:
         raise ArchitectureError(

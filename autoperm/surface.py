@@ -132,19 +132,26 @@ class Surface(Result):
         rows = zip(self.weights, *self.metrics.values(), strict=True)
         return [dict(zip(names, (*weights, *values), strict=True)) for weights, *values in rows]
 
-    def draw(self, path: str | PathLike[str] | None = None, *, metric: str | None = None) -> Figure:
+    def draw(
+        self,
+        path: str | PathLike[str] | None = None,
+        *,
+        metric: str | None = None,
+        models: Sequence[int] | None = None,
+    ) -> Figure:
         """Draw a metric over the simplex; see :func:`autoperm.plot.surface`. Needs matplotlib.
 
         Args:
             path: where to save the picture; the ending says in which format.
             metric: which metric to draw; by default the first.
+            models: which three models to draw, where there are more.
 
         Returns:
             The figure drawn on.
         """
         from .plot import surface
 
-        figure = surface(self, next(iter(self.metrics)) if metric is None else metric)
+        figure = surface(self, next(iter(self.metrics)) if metric is None else metric, models=models)
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure

@@ -177,11 +177,11 @@ def walk(
     """
     if route not in ROUTES:
         raise SpecError(f"there is no path '{route}'; choose from {quoted(ROUTES)}")
+    measure = measuring(evaluate)
     walker = Walker(models, route)
     kept = None if journal is None else journal()
     rows = [] if kept is None else kept.rows[: len(stops)]
     finish = renormalizer.bind(models) if renormalizer is not None and len(rows) < len(stops) else None
-    measure = measuring(evaluate)
     left = stops[len(rows) :]
     for stop in tqdm(left, "interpolate", len(stops), initial=len(rows), unit="point", disable=not progress):
         try:

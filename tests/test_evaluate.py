@@ -176,7 +176,7 @@ def test_a_target_without_samples() -> None:
     with pytest.raises(EvaluationError, match="target is a int"):
         Evaluator([(torch.zeros(2, 2), 1)])(nn.Identity())
     with pytest.raises(EvaluationError, match=r"the target has no axis of samples.*; give a DataLoader, not a dataset"):
-        Evaluator(TensorDataset(*data()))(nn.Identity())
+        Evaluator(list(TensorDataset(*data())))(nn.Identity())
 
 
 def test_from_tensors_checks_its_sizes() -> None:

@@ -6,7 +6,7 @@ import builtins
 import subprocess
 import sys
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +126,20 @@ def test_the_arrow_of_a_chain_is_in_its_highest_leg() -> None:
 def test_the_arrow_of_an_accuracy_points_down() -> None:
     (arrow,) = arrows(plot.curve(NAIVE, metrics=["accuracy"], barrier="mean"))
     assert arrow == pytest.approx((0.5, 0.9, 0.1))
+
+
+def test_arrows_and_their_numbers_do_not_hide_each_other() -> None:
+    heights = {"lowest": 0.5, "naive": 2.0, "middle": 1.0}
+    curves = {label: Curve(LAM, {"loss": (0.0, 0.0, height, 0.0, 0.0)}) for label, height in heights.items()}
+    figure = plot.curve(curves, barrier="mean")
+    wanted = [(0.47, 0.0, 2.0), (0.5, 0.0, 1.0), (0.53, 0.0, 0.5)]
+    for found, arrow in zip(arrows(figure), wanted, strict=True):
+        assert found == pytest.approx(arrow)
+    numbers = [text for text in figure.axes[0].texts if text.get_text()]
+    assert [text.get_text() for text in numbers] == ["2.0", "1.0", "0.50"]
+    places = [text.xy[1] for text in numbers]  # type: ignore[attr-defined]
+    assert places == sorted(places, reverse=True)
+    assert min(high - low for high, low in pairwise(places)) > 0.3
 
 
 def test_barriers_too_low_to_be_seen_have_no_arrow() -> None:

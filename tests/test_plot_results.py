@@ -99,13 +99,14 @@ def test_a_face_of_more_models() -> None:
     assert len(axes.collections[0].get_array()) == 10  # type: ignore[arg-type]
     named = plot.surface(four, models=(3, 0, 2), names=["x", "y", "z"]).axes[0]
     assert [text[0] for text in written(named)] == ["x", "y", "z", "average"]
+    assert written(four.draw(models=(3, 0, 2)).axes[0]) == written(axes)
     for models in (None, (0, 1), (0, 1, 1), (0, 1, 4), (0, 1, -1)):
         with pytest.raises(SpecError, match=r"between 4; choose 3 of 0 to 3, such as models=\(0, 1, 2\)"):
             plot.surface(four, models=models)
 
 
 def test_surfaces_that_cannot_be_drawn() -> None:
-    with pytest.raises(SpecError, match="nothing to draw; give a Surface"):
+    with pytest.raises(SpecError, match="nothing to draw"):
         plot.surface({})
     with pytest.raises(SpecError, match="the surface 'a' has no metric 'risk'; it has 'loss', 'accuracy'"):
         plot.surface({"a": HILL}, "risk")

@@ -347,11 +347,20 @@ def test_it_prints_as_a_report() -> None:
 # ---------------------------------------------------------------------------------------------------------- bad input
 
 
-@pytest.mark.parametrize("weights", [(0.5,), (0.5, 0.6), (-0.5, 1.5), (0.2, 0.3, 0.5)])
+@pytest.mark.parametrize("weights", [(0.5,), (0.0, 0.0), (-0.5, 1.5), (0.2, 0.3, 0.5)])
 def test_weights_that_do_not_fit(weights: tuple[float, ...]) -> None:
     models, data = family("mlp")
-    with pytest.raises(SpecError, match="must be 2 numbers of at least 0 that sum to 1"):
+    with pytest.raises(SpecError, match=r"weights for 2 models; give one for each|not negative, nor all 0"):
         repair(models[0], models, data, weights)
+    with pytest.raises(SpecError, match="must be 2 numbers of at least 0 that sum to 1"):
+        Repair(data).bind(models)(models[0], weights)
+
+
+def test_weights_are_shares() -> None:
+    models, data = family("mlp")
+    middle = average(models, (0.75, 0.25))
+    state = repair(middle, models, data, (0.75, 0.25)).model.state_dict()
+    torch.testing.assert_close(repair(middle, models, data, (3, 1)).model.state_dict(), state, rtol=0, atol=0)
 
 
 def test_means_count_as_deviations_do() -> None:

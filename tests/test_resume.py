@@ -185,3 +185,19 @@ def test_numbers_survive_exactly(tmp_path: Path) -> None:
     row = {"a": 0.1 + 0.2, "b": 1e-310, "c": -0.0}
     Journal(file, {}).append(row)
     assert json.dumps(Journal(file, {}).rows) == json.dumps([row])
+
+
+@pytest.mark.parametrize("calls", [2, 99])
+def test_a_file_of_other_metrics_or_loaders(calls: int, tmp_path: Path) -> None:
+    file = tmp_path / "points.jsonl"
+    try:
+        interpolate(*MODELS[:2], Evaluator(EVALUATE.data, metrics={"size": Stopping(calls)}), points=4, resume=file)
+    except KeyboardInterrupt:
+        assert calls == 2
+    before = file.read_bytes()
+    with pytest.raises(SpecError, match=r"metrics is \['loss', 'size'\] there and \['loss'\] here"):
+        interpolate(*MODELS[:2], EVALUATE, points=4, resume=file)
+    split = Evaluator({"test": EVALUATE.data}, metrics={"size": Stopping(99)})
+    with pytest.raises(SpecError, match=r"metrics is .* there and \['test loss', 'test size'\] here"):
+        interpolate(*MODELS[:2], split, points=4, resume=file)
+    assert file.read_bytes() == before

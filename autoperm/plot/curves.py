@@ -23,6 +23,9 @@ _SPLITS = ("test", "train")
 _VISIBLE = 0.1
 """Barriers of a smaller share of the highest one have no room for an arrow."""
 
+_BESIDE = 0.03
+"""How far arrows stand from each other."""
+
 
 def curve(
     curves: Curve | Mapping[str, Curve],
@@ -78,9 +81,9 @@ def curve(
                 _line(panel, item, part, chosen[label], label, thin=thin)
         if barrier is not None:
             heights = {label: item.barrier(parts[0], reference=barrier) for label, item in named.items()}
-            for label, height in heights.items():
-                if height > _VISIBLE * max(heights.values()):
-                    _arrow(panel, named[label], parts[0], barrier, chosen[label].colour)
+            seen = [label for label, height in heights.items() if height > _VISIBLE * max(heights.values())]
+            for i, label in enumerate(sorted(seen, key=lambda label: -heights[label])):
+                _arrow(panel, named[label], parts[0], barrier, chosen[label].colour, i, len(seen))
         panel.set_ylabel(written.pop(name, name))
         _positions(panel, nodes)
         plain(panel)
@@ -146,8 +149,8 @@ def _line(axes: Axes, item: Curve, metric: str, look: Look, label: str, *, thin:
     )
 
 
-def _arrow(axes: Axes, item: Curve, metric: str, reference: Reference, colour: str) -> None:
-    """From what the barrier is measured from to the highest place above it."""
+def _arrow(axes: Axes, item: Curve, metric: str, reference: Reference, colour: str, i: int, count: int) -> None:
+    """From what the barrier is measured from to the highest place above it; the i-th of several stand side by side."""
     heights = [leg.barrier(metric, reference=reference) for leg in item.legs]
     which = heights.index(max(heights))
     leg, start, end = item.legs[which], *item.nodes[which : which + 2]
@@ -159,15 +162,17 @@ def _arrow(axes: Axes, item: Curve, metric: str, reference: Reference, colour: s
     top = above.index(max(above))
     x = start + leg.lam[top] * (end - start)
     axes.plot([start, end], base, color=colour, linewidth=0.8, linestyle=(0, (1, 2)))
+    last, value = _BESIDE * (count - 1) / 2, leg.metrics[metric][top]
+    aside = x - last + _BESIDE * i
     axes.annotate(
         "",
-        (x, leg.metrics[metric][top]),
-        (x, levels[top]),
+        (aside, value),
+        (aside, levels[top]),
         arrowprops={"arrowstyle": "<->", "color": colour, "shrinkA": 0, "shrinkB": 0, "mutation_scale": 8},
     )
     axes.annotate(
         f"{heights[which]:#.2g}",
-        (x, (levels[top] + leg.metrics[metric][top]) / 2),
+        (x + last, levels[top] + (0.9 - 0.8 * (i + 0.5) / count) * (value - levels[top])),
         (5, 0),
         textcoords="offset points",
         va="center",

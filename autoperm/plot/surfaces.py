@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import sqrt
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SpecError, quoted
 from ..surface import Surface
@@ -142,14 +142,16 @@ def _corners(axes: Axes, face: _Face, names: Sequence[str]) -> None:
     middle = next((point for point in face if all(abs(weight - 1 / 3) < 1e-6 for weight in point)), None)
     if middle is not None:
         axes.plot(*_place(middle), "P", markerfacecolor="white", markeredgecolor="0.2", markersize=8)
-        _write(axes, f"average\n{face[middle]:.3g}", (0.5, 0.0))
+        # Below the edge it would be read as the value between two models.
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.75, "boxstyle": "round,pad=0.15"}
+        _write(axes, f"average\n{face[middle]:.3g}", _place(middle), bbox=box)
 
 
-def _write(axes: Axes, text: str, place: tuple[float, float]) -> None:
-    """Write below the lower edge, and above the upper corner."""
-    down = place[1] == 0
-    shift, side = ((0, -6), "top") if down else ((0, 6), "bottom")
-    axes.annotate(text, place, shift, textcoords="offset points", ha="center", va=side, fontsize=SMALL)
+def _write(axes: Axes, text: str, place: tuple[float, float], **look: Any) -> None:
+    """Write below a place, but above the upper corner."""
+    down = place[1] < _HEIGHT
+    shift, side = ((0, -7), "top") if down else ((0, 6), "bottom")
+    axes.annotate(text, place, shift, textcoords="offset points", ha="center", va=side, fontsize=SMALL, **look)
 
 
 def _place(point: tuple[float, float, float]) -> tuple[float, float]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def trend(
     x: Sequence[float],
-    estimates: Mapping[str, Sequence[Estimate]],
+    estimates: Sequence[Estimate] | Mapping[str, Sequence[Estimate]],
     *,
     xlabel: str,
     ylabel: str = "loss barrier",
@@ -33,7 +33,7 @@ def trend(
 
     Args:
         x: Where the estimates are.
-        estimates: By label, one for each x.
+        estimates: One for each x; or several such lines by label.
         xlabel: What x is, and its unit.
         ylabel: What is estimated, and its unit.
         log: Draw x on a logarithmic scale.
@@ -55,24 +55,30 @@ def trend(
         >>> figure.axes[0].get_xlabel(), figure.axes[0].get_ylabel()
         ('width multiplier', 'loss barrier')
     """
-    _check(x, estimates, log=log)
+    named = dict(estimates) if isinstance(estimates, Mapping) else {"": estimates}
+    _check(x, named, log=log)
     (panel,) = new_panels(1, axes, "trends")
     handles: list[Artist] = []
-    for label, look in looks(estimates).items():
-        handles.append(_line(panel, x, estimates[label], look, label))
+    for label, look in looks(named).items():
+        line = _line(panel, x, named[label], look, label)
+        handles += [line] if label else []
     _axis(panel, x, log=log)
     panel.set_xlabel(xlabel)
     panel.set_ylabel(ylabel)
     plain(panel)
-    legend(panel, [*handles, *_explained(estimates)], outside=axes is None)
+    legend(panel, [*handles, *_explained(named)], outside=axes is None)
     title_of(panel, title)
     return figure_of(panel)
 
 
 def _check(x: Sequence[float], estimates: Mapping[str, Sequence[Estimate]], *, log: bool) -> None:
     if not len(x) or not estimates:
-        raise SpecError("there is nothing to draw; give x, and a dictionary label -> one Estimate for each x")
+        raise SpecError("there is nothing to draw; give x, and a list of Estimates, or a dictionary label -> list")
     for label, line in estimates.items():
+        odd = [item for item in line if not isinstance(item, Estimate)] if isinstance(line, Sequence) else [line]
+        if odd:
+            named = f"'{label}' has something" if label else "there is something"
+            raise SpecError(f"{named} of type {type(odd[0]).__name__}; give a list, one Estimate for each x")
         if len(line) != len(x):
             raise SpecError(f"'{label}' has {len(line)} estimates for {len(x)} values of x")
     if list(x) != sorted({*x}):

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from ..batches import check_rereadable
+from ..blend import barycentric
 from ..copies import copy_model
-from ..errors import SpecError
+from ..errors import ArchitectureError, SpecError
 from ..state import check_same_architecture, tensors
 from .biases import MissingBias, check_choice
 from .bound import BoundRepair
@@ -108,7 +109,7 @@ def repair(
         ends: two or more models, **aligned with each other**; they are not changed.
         data: batches of training data, as the models take them, which can be read more than once, in the same order
             each time.
-        weights: of the ends, which sum to 1; equal by default.
+        weights: one for each end; divided by their sum, equal by default.
         batches: how many batches to read; all by default.
         layers: names of layers, or patterns such as ``"blocks.*.norm1"``; ``"all"`` for all that can be repaired. By
             default all hidden ones, but for layers whose output one of the others normalises at once.
@@ -142,9 +143,11 @@ def repair(
         Jordan, Sedghi, Saukh, Entezari and Neyshabur, "REPAIR: REnormalizing Permuted Activations for
         Interpolation Repair", arXiv 2211.08403 (2023).
     """
+    if isinstance(ends, nn.Module):
+        raise ArchitectureError("repair needs a list of the models that the model is between, and got a model")
     if not ends:
         raise SpecError("there are no ends, whose statistics are the targets")
+    shares = barycentric(weights, len(ends))
     check_same_architecture(tensors(ends[0]), tensors(model))
     options = Repair(data, batches=batches, layers=layers, bias=bias, tolerance=tolerance)
-    shares = [1 / len(ends)] * len(ends) if weights is None else [float(weight) for weight in weights]
     return options.bind(ends).repair(copy_model(model), shares)
