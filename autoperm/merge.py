@@ -18,6 +18,7 @@ from .evaluate import Loss
 from .matchers import AnyManyMatcher, AnyMatcher, is_for_many, takes
 from .matching.match import course, name_of
 from .renormalize import Renormalizer, get_renormalizer
+from .repair import BoundRepair, Repaired
 from .selection import select
 from .spec import PermutationSpec
 from .state import check_alike, interpolates, several, tensors
@@ -38,6 +39,7 @@ class Merged:
             has changed them.
         taken: names of the integer and boolean buffers, which have no mean and are those of the first model.
         renormalized: what repaired the statistics; None if nothing did.
+        repaired: what REPAIR did, if it was REPAIR.
     """
 
     model: nn.Module = field(repr=False)
@@ -47,6 +49,7 @@ class Merged:
     kept: tuple[str, ...] = field(repr=False)
     taken: tuple[str, ...] = field(repr=False)
     renormalized: str | None = None
+    repaired: Repaired | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         """Return what was aligned, merged, and left as in the first model."""
@@ -58,7 +61,8 @@ class Merged:
             lines.append(f"  of model 0:   {_listed(self.kept)}")
         if self.taken:
             lines.append(f"  not averaged: {_listed(self.taken)}: integers of model 0")
-        lines.append(f"  renormalized: {self.renormalized or 'no'}")
+        extent = f", {self.repaired.extent}, to {self.repaired.error:.0e} of a deviation" if self.repaired else ""
+        lines.append(f"  renormalized: {self.renormalized or 'no'}{extent}")
         return "\n".join(lines)
 
 
@@ -156,8 +160,12 @@ def merge(
     states = [tensors(each) for each in aligned]
     mean = average([{name: each[name] for name in chosen} for each in states], shares)
     model = with_tensors(models[0], mean)
+    repaired = None
     if renormalizer is not None:
-        model = renormalizer.bind(aligned)(model, shares)
+        finish = renormalizer.bind(aligned)
+        if isinstance(finish, BoundRepair):
+            repaired = finish.repair(model, shares)
+        model = finish(model, shares) if repaired is None else repaired.model
     return Merged(
         model,
         shares,
@@ -166,6 +174,7 @@ def merge(
         kept=tuple(name for name in state if name not in set(chosen) and interpolates(state[name])),
         taken=taken_from_first(state),
         renormalized=None if renormalize is None else name_of(renormalize),
+        repaired=repaired,
     )
 
 

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
+from numbers import Real
 from os import PathLike
 from pathlib import Path
 from typing import Any, Self
@@ -94,7 +95,9 @@ def check_metrics(metrics: Mapping[str, Sequence[float]], count: int, what: str)
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (tuple, list)) else value
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, Real) and not isinstance(value, int) else value  # NumPy's numbers too
 
 
 def _frozen(value: Any) -> Any:

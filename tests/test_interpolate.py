@@ -7,8 +7,10 @@ import json
 import math
 from collections.abc import Iterator
 from functools import cache
+from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 import torch
 from ends import Tied, inputs, net, targets, weightless
@@ -537,6 +539,12 @@ def test_json_gives_the_curve_back(rows: list[tuple[float, float]]) -> None:
     loss, risk = zip(*rows, strict=True)
     curve = Curve(line(len(rows)), {"loss": loss, "risk": risk}, higher_is_better=("risk",))
     assert Curve.from_dict(json.loads(json.dumps(curve.to_dict()))) == curve
+
+
+def test_numbers_of_numpy_are_saved(tmp_path: Path) -> None:
+    curve = Curve((0.0, 1.0), {"loss": tuple(np.array([0.5, 0.25], dtype=np.float32))})
+    curve.save(tmp_path / "curve.json")
+    assert Curve.load(tmp_path / "curve.json") == curve
 
 
 def test_from_dict_names_what_is_missing() -> None:

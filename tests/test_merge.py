@@ -208,6 +208,15 @@ def test_data_go_to_whoever_is_named() -> None:
         merge([a, b], matcher="wieght", data=batches)
 
 
+def test_what_repair_did_is_in_the_report() -> None:
+    a, b = mlp(0), mlp(1)
+    merged = merge([a, b], renormalize="repair", data=[inputs()])
+    assert merged.repaired is not None
+    assert merged.repaired.model is merged.model
+    assert f"repair, {merged.repaired.extent}, to" in str(merged)
+    assert merge([a, b]).repaired is None
+
+
 def test_a_renormalizer_sees_the_aligned_models_and_the_weights() -> None:
     a, b = mlp(0), mlp(1)
     seen: list[Any] = []

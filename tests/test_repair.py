@@ -225,6 +225,22 @@ def test_permuting_all_models_permutes_the_repaired_one(name: str) -> None:
     torch.testing.assert_close(moved.state_dict(), permutation.apply(plain).state_dict(), rtol=1e-6, atol=1e-6)
 
 
+def test_what_rounding_leaves_is_said() -> None:
+    models, data = family("mlp")
+    for model in models:
+        model.to(torch.bfloat16)
+    middle, batches = average(models, (0.5, 0.5)), [batch.bfloat16() for batch in data]
+    bound = Repair(batches).bind(models)
+    assert bound.tolerance == 8 * 2**-7
+    bound.tolerance = 1e-6
+    with pytest.warns(
+        UserWarning, match=r"REPAIR left '\d' .* of a deviation from its target, more than"
+    ):
+        repaired = bound.repair(copy.deepcopy(middle), (0.5, 0.5))
+    assert repaired.error > repaired.tolerance == 1e-6
+    assert "of a deviation, above the tolerance of 1e-06, after" in str(repaired)
+
+
 def test_folding_is_the_affine_correction() -> None:
     """The folded model computes what the one with explicit corrections after its layers computes."""
     models, data = family("mlp")

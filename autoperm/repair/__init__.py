@@ -8,8 +8,9 @@ knows the operations, and :mod:`~autoperm.repair.operands`, which knows who read
 
 from __future__ import annotations
 
+from .bound import BoundRepair
 from .front import Repair, repair
 from .layers import LeftAlone
 from .result import Repaired, RepairedLayer
 
-__all__ = ["LeftAlone", "Repair", "Repaired", "RepairedLayer", "repair"]
+__all__ = ["BoundRepair", "LeftAlone", "Repair", "Repaired", "RepairedLayer", "repair"]

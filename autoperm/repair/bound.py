@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from .layers import Layer, LeftAlone, find_layers, in_levels
 from .measure import Measured, Runs, total
 from .result import Repaired
 from .statistics import Target
+
+_ROUNDINGS = 8
+"""No tolerance is less than so many roundings of the weights."""
 
 
 class BoundRepair:
@@ -38,13 +42,15 @@ class BoundRepair:
             raise SpecError("there are no ends, whose statistics are the targets")
         for end in ends[1:]:
             check_same_architecture(tensors(ends[0]), tensors(end))
-        self.tolerance = tolerance
         capture = Capture.of(ends[0], _first(data))
         found, alone = find_layers(capture, ends[0], layers)
         found, skipped = settle(found, ends[0], bias)
         self.left_alone = (*alone, *skipped)
         if not found:
             raise ArchitectureError(_nothing(ends[0], self.left_alone))
+        self.tolerance = max(
+            tolerance, _ROUNDINGS * max(torch.finfo(layer.weight.within(ends[0]).dtype).eps for layer in found)
+        )
         self.levels = in_levels(found, capture.recording.graph)
         self.runs = Runs(capture, found, data, batches)
         self.ends = [self.runs.measure(replica(end)) for end in ends]
@@ -83,7 +89,16 @@ class BoundRepair:
             if course.error > self.tolerance:
                 course.layer_by_layer(self.levels, self.tolerance)
                 course.check()
-        return Repaired(model, course.error, course.sweeps, course.described(), self.left_alone)
+        repaired = Repaired(model, course.error, self.tolerance, course.sweeps, course.described(), self.left_alone)
+        if course.error > self.tolerance:
+            worst = max(repaired.layers, key=lambda layer: layer.error)
+            warnings.warn(
+                f"REPAIR left '{worst.name}' {worst.error:.0e} of a deviation from its target, more than the tolerance "
+                f"of {self.tolerance:.0e}: rounding grows from layer to layer. Repair the models in a wider dtype, or "
+                "raise the tolerance",
+                stacklevel=2,
+            )
+        return repaired
 
     def _targets(
         self, measured: Sequence[Measured], weights: Sequence[float], device: torch.device

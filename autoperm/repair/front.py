@@ -116,7 +116,8 @@ def repair(
         bias: what to do with layers that have no bias. ``"error"`` raises one; ``"scale"`` repairs their deviations
             alone; ``"add"`` gives them a bias, so that the model has more parameters than the ends; ``"skip"`` leaves
             them alone.
-        tolerance: how far means and deviations may be from the targets, relative to the target deviations.
+        tolerance: how far means and deviations may be from the targets, relative to the target deviations; not less
+            than eight roundings of the weights. What is not reached is a warning.
 
     Returns:
         The repaired model and how it was repaired.

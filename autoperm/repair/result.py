@@ -39,8 +39,8 @@ class Repaired:
 
     Attributes:
         model: a new model of the same architecture, unless biases were added.
-        error: how far means and deviations are from the targets, at most, relative to the target deviations. Where it
-            is above the tolerance, the sweeps did not suffice.
+        error: how far means and deviations are from the targets, at most, relative to the target deviations.
+        tolerance: how far they may be. Above it there was a warning: numbers are rounded too much for more.
         sweeps: how often the data were read.
         layers: those that were repaired, in the order in which they are computed.
         left_alone: those that were not, and why.
@@ -48,6 +48,7 @@ class Repaired:
 
     model: nn.Module = field(repr=False)
     error: float
+    tolerance: float
     sweeps: int
     layers: tuple[RepairedLayer, ...] = field(repr=False)
     left_alone: tuple[LeftAlone, ...] = field(repr=False)
@@ -57,13 +58,20 @@ class Repaired:
         """The number of channels that do not vary, in all layers together."""
         return sum(layer.dead for layer in self.layers)
 
+    @property
+    def extent(self) -> str:
+        """How many channels were repaired, in words."""
+        channels = sum(layer.channels for layer in self.layers)
+        return f"{channels} channels of {len(self.layers)} layer{'s' * (len(self.layers) != 1)}"
+
     def __str__(self) -> str:
         """Return what was repaired and what was left alone, and why."""
-        channels = sum(layer.channels for layer in self.layers)
+        above = f", above the tolerance of {self.tolerance:.0e}" if self.error > self.tolerance else ""
+        sweeps = f"{self.sweeps} sweep{'s' * (self.sweeps != 1)}"
         lines = [
             f"REPAIR of {type(self.model).__name__}",
-            f"  repaired: {channels} channels of {len(self.layers)} layer{'s' * (len(self.layers) != 1)}",
-            f"  error:    {self.error:.0e} of a deviation, after {self.sweeps} sweep{'s' * (self.sweeps != 1)}",
+            f"  repaired: {self.extent}",
+            f"  error:    {self.error:.0e} of a deviation{above}, after {sweeps}",
         ]
         if self.dead:
             lines.append(f"  dead:     {self.dead} channel{'s do' if self.dead > 1 else ' does'} not vary")
