@@ -233,9 +233,7 @@ def test_what_rounding_leaves_is_said() -> None:
     bound = Repair(batches).bind(models)
     assert bound.tolerance == 8 * 2**-7
     bound.tolerance = 1e-6
-    with pytest.warns(
-        UserWarning, match=r"REPAIR left '\d' .* of a deviation from its target, more than"
-    ):
+    with pytest.warns(UserWarning, match=r"REPAIR left '\d' .* of a deviation from its target, more than"):
         repaired = bound.repair(copy.deepcopy(middle), (0.5, 0.5))
     assert repaired.error > repaired.tolerance == 1e-6
     assert "of a deviation, above the tolerance of 1e-06, after" in str(repaired)
