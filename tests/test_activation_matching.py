@@ -95,7 +95,7 @@ def test_dead_units_do_not_hide_the_others(moment: str, traced: Trace) -> None:
 def test_the_pearson_objective_counts_the_units_that_live(traced: Trace) -> None:
     net = traced("mlp")
     (data,) = batches_for(net, 200)
-    found = match(net.model, net.spec.random(0).apply(net.model), net.spec, data)
+    found = match(net.model, net.spec.random(0).apply(net.model), net.spec, [data])
     hidden, living = data, 0
     for layer in net.model[:-1]:
         hidden = layer(hidden)
@@ -180,7 +180,7 @@ def test_batches_say_what_all_the_data_says_at_once(traced: Trace) -> None:
         for parameter in b.parameters():
             parameter.mul_(1 + 0.1 * torch.randn(parameter.shape, dtype=parameter.dtype, generator=torch.Generator()))
     one = match(net.model, b, net.spec, [data])
-    for split in (data.split(7), [(x, "label") for x in data.split(3)], [{"input": x} for x in data.split(19)], data):
+    for split in (data.split(7), [(x, "label") for x in data.split(3)], [{"input": x} for x in data.split(19)]):
         many = match(net.model, b, net.spec, split)
         assert many.permutation == one.permutation
         torch.testing.assert_close(many.objective, one.objective)
