@@ -88,8 +88,8 @@ class Alignment:
     def draw(self, model_a: nn.Module, factor: str, path: str | PathLike[str] | None = None) -> Figure:
         """Draw how alike the units of A and B were and are; see :func:`autoperm.plot.matching`. Needs matplotlib.
 
-        The mean of the diagonal, in the titles, counts all units alike. In the similarity of the printed alignment a unit
-        with larger weights counts more.
+        The mean of the diagonal, in the titles, counts all units alike. In the similarity of the printed alignment a
+        unit with larger weights counts more.
 
         Args:
             model_a: the model that B was aligned with.
