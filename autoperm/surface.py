@@ -143,7 +143,7 @@ class Surface(Result):
 
         Args:
             path: where to save the picture; the ending says in which format.
-            metric: which metric to draw; by default the first.
+            metric: which metric to draw; by default the first one, of the split "test" if there is one.
             models: which three models to draw, where there are more.
 
         Returns:
@@ -151,7 +151,9 @@ class Surface(Result):
         """
         from .plot import surface
 
-        figure = surface(self, next(iter(self.metrics)) if metric is None else metric, models=models)
+        if metric is None:
+            metric = next((name for name in self.metrics if name.startswith("test ")), next(iter(self.metrics)))
+        figure = surface(self, metric, models=models)
         if path is not None:
             figure.savefig(path, dpi=150)
         return figure

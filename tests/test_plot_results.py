@@ -85,6 +85,13 @@ def test_surfaces_share_a_scale_and_what_is_better_is_darker() -> None:
     assert dark < bright
 
 
+def test_of_train_and_test_a_surface_draws_test() -> None:
+    both = Surface(GRID, {"train loss": HILL.metrics["loss"], "test loss": FLAT.metrics["loss"]})
+    assert both.draw().axes[1].get_ylabel() == "test loss"
+    assert both.draw(metric="train loss").axes[1].get_ylabel() == "train loss"
+    assert HILL.draw().axes[1].get_ylabel() == "loss"
+
+
 def test_a_level_surface_is_drawn() -> None:
     figure = plot.surface(FLAT)
     assert len(figure.axes[0].collections) == 1, "no line of equal height"
