@@ -160,6 +160,9 @@ def mean_barrier(
 
 
 def _barriers(curves: Sequence[Curve], metric: str, reference: Reference) -> list[float]:
+    for curve in curves:
+        if not isinstance(curve, Curve):
+            raise SpecError(f"the curves include a {type(curve).__name__}; give what interpolate returns for each pair")
     return [curve.barrier(metric, reference=reference) for curve in curves]
 
 

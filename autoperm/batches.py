@@ -29,6 +29,20 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def describe(value: Any) -> str:
+    """Write the dtypes and shapes of what a batch holds, for messages.
+
+    Example:
+        >>> describe((torch.zeros(2, 3), {"mask": torch.ones(2), "label": "x"}))
+        '(float32[2, 3], mask=float32[2], label=str)'
+    """
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if is_mapping(value):
+        return ", ".join(f"{key}={describe(item)}" for key, item in value.items())
+    return f"({', '.join(map(describe, value))})" if is_sequence(value) else type(value).__name__
+
+
 def check_rereadable(loader: Iterable[Any]) -> None:
     """Check that a loader can be read more than once: a generator is empty the second time.
 

@@ -175,6 +175,21 @@ class Curve(Result):
         return "\n".join(lines)
 
 
+def check_points(points: int) -> None:
+    """Check the number of positions on a path.
+
+    Raises:
+        SpecError: if it is no whole number, or does not suffice for both ends.
+
+    Example:
+        >>> check_points(1)
+        Traceback (most recent call last):
+        autoperm.errors.SpecError: points is 1, but must be a whole number of at least 2, for the ends of a path
+    """
+    if not isinstance(points, int) or points < 2:
+        raise SpecError(f"points is {points}, but must be a whole number of at least 2, for the ends of a path")
+
+
 def _chord(start: float, end: float, lam: float) -> float:
     # From the nearer end, so that both ends, and every point of a level line, are exact.
     return start + lam * (end - start) if lam < 0.5 else end - (1.0 - lam) * (end - start)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .blend import barycentric
-from .curves import Curve
+from .curves import Curve, check_points
 from .errors import ArchitectureError, EvaluationError, SpecError
 from .evaluate import Evaluator, Predictions, device_of
 from .metrics import logits
@@ -101,8 +101,7 @@ def ensemble_curve(
         >>> ensemble_curve(nn.Identity(), nn.Softmin(-1), evaluate, points=5).metrics["accuracy"]
         (1.0, 1.0, 1.0, 0.0, 0.0)
     """
-    if points < 2:
-        raise SpecError(f"points is {points}, but a path needs at least its 2 ends")
+    check_points(points)
     _check_of(of)
     a, b = evaluator.predict(model_a), evaluator.predict(model_b)
     for split, found in a.items():

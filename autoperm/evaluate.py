@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import check_readable, check_rereadable, is_mapping, pair, samples_in, to_device
-from .errors import EvaluationError
+from .batches import check_readable, check_rereadable, describe, is_mapping, pair, samples_in, to_device
+from .errors import AutopermError, EvaluationError
 from .metrics import Measure, Metric, Tally, classifies, cross_entropy, logits, top
 from .state import check_model
 
@@ -253,11 +253,21 @@ def predict(model: nn.Module, loader: Iterable[Any]) -> Predictions:
 def call(model: nn.Module, inputs: Any) -> Any:
     """Call a model on an input, or on a dictionary of inputs by name.
 
+    Raises:
+        EvaluationError: If the model does not run on it; the message has its shapes.
+
     Example:
         >>> call(nn.ReLU(), torch.tensor([-1.0])), call(nn.ReLU(), {"input": torch.tensor([2.0])})
         (tensor([0.]), tensor([2.]))
     """
-    return model(**inputs) if is_mapping(inputs) else model(inputs)
+    try:
+        return model(**inputs) if is_mapping(inputs) else model(inputs)
+    except (AutopermError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever the user's forward may raise
+        raise EvaluationError(
+            f"{type(model).__name__} does not run on a batch ({describe(inputs)}): {type(error).__name__}: {error}"
+        ) from error
 
 
 def _run(model: nn.Module, loader: Iterable[Any]) -> Iterator[tuple[Any, Any]]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from .curves import Curve
+from .curves import Curve, check_points
 from .errors import SpecError
 from .evaluate import Evaluator
 from .renormalize import Renormalizer, get_renormalizer
@@ -143,8 +143,7 @@ def interpolate_chain(
         (0.0, 0.25, 1.0, 0.0, 1.0)
     """
     models, higher_is_better = several(models), better(evaluate, higher_is_better)
-    if points < 2:
-        raise SpecError(f"points is {points}, but a path needs at least its 2 ends")
+    check_points(points)
     renormalizer = get_renormalizer(renormalize, data)
     legs = len(models) - 1
     steps = legs * (points - 1)

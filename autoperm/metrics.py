@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import EvaluationError
+from .batches import describe
+from .errors import AutopermError, EvaluationError
 
 Measure = Callable[[Any, Any], Tensor]
 """``measure(output, target)``: one number (a tensor without axes), the mean over the samples of the batch; or one value
@@ -201,7 +202,13 @@ class Tally:
 
     def add(self, output: Any, target: Any, *, samples: int) -> None:
         """Measure a batch of some samples."""
-        value = self.metric.of(output, target)
+        try:
+            value = self.metric.of(output, target)
+        except (AutopermError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # whatever the user's function may raise
+            shapes = f"outputs {describe(output)} and targets {describe(target)}"
+            raise EvaluationError(f"metric '{self.name}' fails on {shapes}: {type(error).__name__}: {error}") from error
         if isinstance(value, Real):
             value = torch.tensor(float(value), dtype=torch.float64)
         if not isinstance(value, Tensor) or value.is_complex():

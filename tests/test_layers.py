@@ -15,7 +15,8 @@ ROOT = Path(autoperm.__file__).parent
 # A module may import from the layers above its own, and a package (rules, matching) from itself.
 LAYERS: list[set[str]] = [
     {"errors", "terms", "graph"},
-    {"signature", "cutting", "state", "metrics", "batches", "copies", "structure", "results"},
+    {"signature", "cutting", "state", "batches", "copies", "structure", "results"},
+    {"metrics"},
     {"evaluate"},
     {"axes", "spec", "blend", "batch_norm", "curves", "resume"},
     {"joining", "surface", "by_hand", "barriers", "calibration", "correction", "ensemble", "selection"},

@@ -11,7 +11,19 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import autoperm
-from autoperm import Curve, Ensemble, Estimate, Evaluator, Reliability, compare, interpolate, merge, plot, repair
+from autoperm import (
+    Curve,
+    Ensemble,
+    Estimate,
+    Evaluator,
+    Reliability,
+    compare,
+    interpolate,
+    mean_barrier,
+    merge,
+    plot,
+    repair,
+)
 from autoperm.errors import ArchitectureError, EvaluationError, SpecError
 
 INPUTS, TARGETS = torch.randn(12, 4), torch.arange(12) % 3
@@ -166,3 +178,26 @@ class Named(nn.Module):
 
     def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"logits": x}
+
+
+def test_a_model_or_a_metric_that_fails_on_a_batch() -> None:
+    model, targets = nn.Linear(4, 2), torch.tensor([0, 7])
+    with pytest.raises(
+        EvaluationError, match=r"Linear does not run on a batch \(float32\[2, 5\]\): RuntimeError: mat1"
+    ):
+        Evaluator([(torch.zeros(2, 5), targets)])(model)
+    fails = r"metric 'loss' fails on outputs float32\[2, 2\] and targets int64\[2\]: IndexError: Target 7"
+    with pytest.raises(EvaluationError, match=fails):
+        Evaluator([(torch.zeros(2, 4), targets)])(model)
+
+
+@pytest.mark.parametrize("points", [1, 2.5, [0.0, 0.5, 1.0]])
+def test_points_are_a_number(points: Any) -> None:
+    models = [nn.Linear(1, 1), nn.Linear(1, 1)]
+    with pytest.raises(SpecError, match="must be a whole number of at least 2, for the ends of a path"):
+        interpolate(models[0], models[1], lambda model: {"loss": 0.0}, points=points)
+
+
+def test_barriers_are_no_curves() -> None:
+    with pytest.raises(SpecError, match="the curves include a float; give what interpolate returns"):
+        mean_barrier([0.5, 0.25])  # type: ignore[list-item]

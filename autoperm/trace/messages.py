@@ -11,7 +11,8 @@ from contextlib import contextmanager, redirect_stderr
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from ..batches import describe
 
 NOT_THEIRS = tuple(os.path.dirname(file) + os.sep for file in (torch.__file__, os.path.dirname(__file__)))
 """Where torch and this package lie: lines of files in there are not the user's."""
@@ -37,13 +38,9 @@ def first_line(error: BaseException) -> str:
 
 def describe_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str:
     """Write dtypes and shapes of inputs."""
-
-    def one(value: Any) -> str:
-        if isinstance(value, Tensor):
-            return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-        return type(value).__name__
-
-    return ", ".join([*map(one, args), *(f"{key}={one(value)}" for key, value in kwargs.items())]) or "no inputs"
+    return (
+        ", ".join([*map(describe, args), *(f"{key}={describe(value)}" for key, value in kwargs.items())]) or "no inputs"
+    )
 
 
 def user_line(error: BaseException) -> str:
