@@ -26,6 +26,7 @@ from digits_models import Data, load
 from matplotlib.figure import Figure
 from page import fill, table
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import autoperm
@@ -70,6 +71,7 @@ class Case(NamedTuple):
     title: str
     pairs: dict[str, Callable[[], Pair]]
     choices: dict[str, Choice]
+    matchers: tuple[str, ...] = MATCHERS
 
 
 def some(data: TensorDataset, count: int) -> TensorDataset:
@@ -123,7 +125,7 @@ def find_cases(args: argparse.Namespace) -> dict[str, Case]:
     cases = {
         "plain": digits_case(
             "digits, 7 convolutions 48 to 192", "plain-48", 30, partial(plain, 48, norms=False), args.pairs, args.cache
-        ),
+        )._replace(matchers=(*MATCHERS, "straight-through")),
         "norms": digits_case(
             "digits, 7 convolutions 32 to 128 with LayerNorm",
             "norms-32",
@@ -146,23 +148,46 @@ def find_cases(args: argparse.Namespace) -> dict[str, Case]:
     return {name: case for name, case in cases.items() if name in args.cases}
 
 
-def measure(pair: Pair, matcher: str, renormalizer: Renormalizer | None, points: int) -> Curve:
-    """Permute model B, and evaluate the path to it."""
+def align(pair: Pair, matcher: str) -> Pair:
+    """Permute model B."""
     batches = list(DataLoader(pair.train, batch_size=250))
+    chosen: Any = matcher
+    if matcher == "straight-through":
+        order = torch.Generator().manual_seed(0)
+        shuffled = DataLoader(pair.train, batch_size=200, shuffle=True, generator=order)
+        chosen = autoperm.StraightThrough(shuffled, cross_entropy, steps=100)
     data = batches if matcher == "activation" else None
-    aligned = autoperm.align(pair.a, pair.b, matcher=matcher, data=data, example_inputs=batches[0][0][:8])
+    aligned = autoperm.align(pair.a, pair.b, matcher=chosen, data=data, example_inputs=batches[0][0][:8])
+    return pair._replace(b=aligned.model)
+
+
+def measure(pair: Pair, renormalizer: Renormalizer | None, points: int) -> Curve:
+    """Evaluate the path."""
     evaluator = autoperm.Evaluator(DataLoader(pair.test, batch_size=250))
-    return autoperm.interpolate(pair.a, aligned.model, evaluator, points=points, renormalize=renormalizer)
+    return autoperm.interpolate(pair.a, pair.b, evaluator, points=points, renormalize=renormalizer)
+
+
+ALIGNED: dict[tuple[str, str, str], Pair] = {}
+"""By case, pair and matcher: some take a minute."""
+
+
+def aligned_pair(case: Case, label: str, matcher: str) -> Pair:
+    """Return a pair with model B permuted."""
+    key = case.title, label, matcher
+    if key not in ALIGNED:
+        ALIGNED[key] = align(case.pairs[label](), matcher)
+    return ALIGNED[key]
 
 
 def curves(args: argparse.Namespace, name: str, case: Case, matcher: str, choice: str) -> list[Curve]:
     """Return the curves of all pairs, from the cache if they are there."""
     found = []
-    for label, build in case.pairs.items():
+    for label in case.pairs:
         file = args.cache / f"repair-{name}-{label}-{args.points}-{matcher}-{choice.replace(' ', '_')}.json"
         if not file.exists():
-            pair, start = build(), time.perf_counter()
-            measure(pair, matcher, case.choices.get(choice, nothing)(pair.train), args.points).save(file)
+            start = time.perf_counter()
+            pair = aligned_pair(case, label, matcher)
+            measure(pair, case.choices.get(choice, nothing)(pair.train), args.points).save(file)
             print(f"{file.name}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         found.append(Curve.load(file))
     return found
@@ -198,7 +223,7 @@ def rows(args: argparse.Namespace, name: str, case: Case) -> Iterator[list[str]]
         ]
 
     yield row("none", "naive", curves(args, name, case, "identity", "naive"), None)
-    for matcher in MATCHERS:
+    for matcher in case.matchers:
         aligned = curves(args, name, case, matcher, "aligned")
         for choice in case.choices:
             found = curves(args, name, case, matcher, choice)
