@@ -86,7 +86,7 @@ def slerp(
 
     Reference:
         Ainsworth, Hayase and Srinivasa, "Git Re-Basin: Merging Models modulo Permutation Symmetries",
-        arXiv 2209.04836 (2023), footnote 3: "slightly better in some cases", not significantly.
+        arXiv 2209.04836 (2023), footnote 3, which found no significant gain over the straight path.
     """
     _check_position(lam)
     check_same_architecture(a, b)
