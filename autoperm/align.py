@@ -104,10 +104,9 @@ class Alignment:
         """
         a, b = parameters(model_a), parameters(self.model)
         before = unit_similarity(self.spec, a, b, factor, permutation=self.permutation.inverse())
-        figure = plot.matching(before, unit_similarity(self.spec, a, b, factor), title=f"units {factor}")
-        if path is not None:
-            figure.savefig(path, dpi=150)
-        return figure
+        return plot.saved(
+            plot.matching(before, unit_similarity(self.spec, a, b, factor), title=f"units {factor}"), path
+        )
 
 
 def align(

@@ -96,12 +96,9 @@ class Reliability(Result):
         Returns:
             The figure drawn on.
         """
-        from .plot import reliability
+        from .plot import reliability, saved
 
-        figure = reliability(self)
-        if path is not None:
-            figure.savefig(path, dpi=150)
-        return figure
+        return saved(reliability(self), path)
 
     def __str__(self) -> str:
         """Show the bins and the expected calibration error as a table."""

@@ -151,12 +151,9 @@ class Curve(Result):
         Returns:
             The figure drawn on.
         """
-        from .plot import curve
+        from .plot import curve, saved
 
-        figure = curve(self, metrics=metrics)
-        if path is not None:
-            figure.savefig(path, dpi=150)
-        return figure
+        return saved(curve(self, metrics=metrics), path)
 
     def __str__(self) -> str:
         """Show the models, the quarters and the barriers in both definitions as a table."""

@@ -397,12 +397,9 @@ class PermutationSpec:
         Returns:
             The figure drawn on.
         """
-        from .plot import draw_spec
+        from .plot import draw_spec, saved
 
-        figure = draw_spec(self, axes=axes, fold=fold, title=title)
-        if path is not None:
-            figure.savefig(path, dpi=150)
-        return figure
+        return saved(draw_spec(self, axes=axes, fold=fold, title=title), path)
 
     def __str__(self) -> str:
         """Return a table that a person likes to read."""

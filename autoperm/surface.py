@@ -149,14 +149,11 @@ class Surface(Result):
         Returns:
             The figure drawn on.
         """
-        from .plot import surface
+        from .plot import saved, surface
 
         if metric is None:
             metric = next((name for name in self.metrics if name.startswith("test ")), next(iter(self.metrics)))
-        figure = surface(self, metric, models=models)
-        if path is not None:
-            figure.savefig(path, dpi=150)
-        return figure
+        return saved(surface(self, metric, models=models), path)
 
     def __str__(self) -> str:
         """Show the corners, the point nearest the centre, the worst values and the barriers as a table."""

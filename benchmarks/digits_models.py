@@ -14,7 +14,7 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 from digits import Data, cnn, load, mlp, train
 
-__all__ = ["SETUPS", "Data", "Setup", "load", "trained"]
+__all__ = ["SETUPS", "Data", "Setup", "kept", "load", "trained"]
 
 
 class Setup(NamedTuple):
@@ -36,11 +36,15 @@ SETUPS = {
 def trained(name: str, seed: int, data: Data, cache: Path) -> nn.Module:
     """Load a model's weights, or train it and save them."""
     setup = SETUPS[name]
-    model = setup.build()
-    file = cache / f"{name}-{setup.epochs}-{seed}.pt"
+    return kept(setup.build(), name, seed, data, setup.epochs, cache)
+
+
+def kept(model: nn.Module, name: str, seed: int, data: Data, epochs: int, cache: Path) -> nn.Module:
+    """Give a model the weights that are kept under its name, or train it and keep them."""
+    file = cache / f"{name}-{epochs}-{seed}.pt"
     if file.exists():
         model.load_state_dict(torch.load(file))
         return model.eval()
-    train(model, seed, data, epochs=setup.epochs)
+    train(model, seed, data, epochs=epochs)
     torch.save(model.state_dict(), file)
     return model

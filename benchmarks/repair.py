@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import barriers
 import torch
 from barriers import Pair
-from digits_models import Data, load
+from digits_models import Data, kept, load
 from matplotlib.figure import Figure
 from page import fill, table
 from torch import Tensor, nn
@@ -33,9 +33,6 @@ import autoperm
 from autoperm import Curve
 from autoperm.renormalize import ReestimateBatchNorm, Renormalizer
 from autoperm.repair import Repair
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-from digits import train
 
 MATCHERS = ("graduated", "activation")
 IMAGES = 500
@@ -99,17 +96,9 @@ def digits_case(
     """Train pairs of models, or load them."""
     data: Callable[[], Data] = cache(load)
 
-    def model(seed: int) -> nn.Module:
-        made, file = build(), folder / f"{name}-{epochs}-{seed}.pt"
-        if file.exists():
-            made.load_state_dict(torch.load(file))
-            return made.eval()
-        train(made, seed, data(), epochs=epochs)
-        torch.save(made.state_dict(), file)
-        return made
-
     def pair(number: int) -> Pair:
-        return Pair(model(2 * number), model(2 * number + 1), data().train, data().test)
+        a, b = (kept(build(), name, seed, data(), epochs, folder) for seed in (2 * number, 2 * number + 1))
+        return Pair(a, b, data().train, data().test)
 
     choices: dict[str, Choice] = {"aligned": nothing, "REPAIR": repairing}
     if any(isinstance(layer, ChannelNorm) for layer in build()):

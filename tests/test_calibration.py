@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from autoperm import Predictions, Reliability, reliability
+from autoperm.calibration import Kind
 from autoperm.errors import EvaluationError, SpecError
 
-KINDS = ("one-vs-rest", "top-1")
+KINDS: tuple[Kind, ...] = ("one-vs-rest", "top-1")
 
 
 def simulated(samples: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -25,7 +26,7 @@ def simulated(samples: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor
     return probabilities, torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
 
-def by_hand(probabilities: Tensor, targets: Tensor, kind: str, bins: int) -> list[tuple[float, float, int]]:
+def by_hand(probabilities: Tensor, targets: Tensor, kind: Kind, bins: int) -> list[tuple[float, float, int]]:
     """Mean, frequency and number of the predictions of each bin that is not empty, one prediction after the other."""
     found: dict[int, list[tuple[float, bool]]] = {}
     for row, target in zip(probabilities.tolist(), targets.tolist(), strict=True):
@@ -41,9 +42,9 @@ def by_hand(probabilities: Tensor, targets: Tensor, kind: str, bins: int) -> lis
 
 
 @given(st.integers(1, 30), st.integers(1, 6), st.integers(1, 20), st.sampled_from(KINDS), st.integers(0, 99))
-def test_bins_are_those_counted_one_by_one(samples: int, classes: int, bins: int, kind: str, seed: int) -> None:
+def test_bins_are_those_counted_one_by_one(samples: int, classes: int, bins: int, kind: Kind, seed: int) -> None:
     probabilities, targets = simulated(samples, classes, seed)
-    curve = reliability(probabilities, targets, kind=kind, bins=bins)  # type: ignore[arg-type]
+    curve = reliability(probabilities, targets, kind=kind, bins=bins)
     rows = [row for row in zip(curve.confidence, curve.frequency, curve.count, strict=True) if row[2]]
     expected = by_hand(probabilities, targets, kind, bins)
     assert [row[2] for row in rows] == [row[2] for row in expected]
@@ -60,11 +61,11 @@ def test_bins_are_those_counted_one_by_one(samples: int, classes: int, bins: int
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_calibrated_predictions_have_a_small_error(kind: str) -> None:
+def test_calibrated_predictions_have_a_small_error(kind: Kind) -> None:
     probabilities, targets = simulated(20000, 5)
-    assert reliability(probabilities, targets, kind=kind).ece < 0.015  # type: ignore[arg-type]
+    assert reliability(probabilities, targets, kind=kind).ece < 0.015
     sure = (3 * probabilities.log()).softmax(-1)
-    assert reliability(sure, targets, kind=kind).ece > 0.05  # type: ignore[arg-type]
+    assert reliability(sure, targets, kind=kind).ece > 0.05
 
 
 def test_extremes_have_a_bin() -> None:
@@ -81,13 +82,13 @@ def test_a_value_on_an_edge_belongs_to_the_bin_below() -> None:
 
 
 @given(st.integers(0, 99), st.sampled_from(KINDS))
-def test_predictions_are_logits(seed: int, kind: str) -> None:
+def test_predictions_are_logits(seed: int, kind: Kind) -> None:
     probabilities, targets = simulated(50, 4, seed)
     shifted = probabilities.log() + 7
     logits = Predictions(shifted, targets)
     one, other = (
-        reliability(logits, kind=kind),  # type: ignore[arg-type]
-        reliability(shifted.softmax(-1), targets, kind=kind),  # type: ignore[arg-type]
+        reliability(logits, kind=kind),
+        reliability(shifted.softmax(-1), targets, kind=kind),
     )
     assert one == other
 

@@ -9,6 +9,7 @@ from .calibration import reliability
 from .curves import curve
 from .matchings import matching
 from .spec import draw_spec
+from .style import saved as saved
 from .surfaces import surface
 from .trends import trend
 

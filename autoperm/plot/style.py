@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import count as numbers
 from itertools import cycle, starmap
 from math import ceil
+from os import PathLike
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from ..errors import SpecError
@@ -211,6 +212,13 @@ def figure_of(axes: Axes) -> Figure:
     figure = axes.get_figure(root=True)
     if figure is None:
         raise SpecError("the axes belong to no figure; they were removed from it. Give axes of a figure")
+    return figure
+
+
+def saved(figure: Figure, path: str | PathLike[str] | None) -> Figure:
+    """Save a figure where a path says, in the format of its ending; return it."""
+    if path is not None:
+        figure.savefig(path, dpi=150)
     return figure
 
 
