@@ -101,11 +101,11 @@ def unit_similarity(
         SpecError: if the factor is unknown or pinned, or none of these tensors carries it.
 
     Example:
-        >>> from torch import nn
-        >>> net = nn.Linear(2, 3, bias=False)
-        >>> spec = PermutationSpec.from_patterns({"weight": "h _"}, net)
-        >>> unit_similarity(spec, net.state_dict(), net.state_dict(), "h").diagonal()
-        tensor([1.0000, 1.0000, 1.0000])
+        >>> a, b = {"w": torch.tensor([[1.0, 0.0], [0.0, 2.0]])}, {"w": torch.tensor([[0.0, 3.0], [4.0, 0.0]])}
+        >>> spec = PermutationSpec.from_patterns({"w": "h _"}, a)
+        >>> unit_similarity(spec, a, b, "h").round(decimals=4)
+        tensor([[0., 1.],
+                [1., 0.]])
     """
     if factor not in {free.name for free in spec.free}:
         names = ", ".join(free.name for free in spec.free)
